@@ -1,0 +1,457 @@
+"""One call from a Keras model to a verified bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from edgelm_runtimes import feed
+from edgelm_runtimes.program import ProgramOptions
+from edgelm_runtimes.registry import open_program
+from numpy.typing import NDArray
+
+from edgelm.bundle import (
+    FORMAT,
+    SCHEMA_VERSION,
+    Accuracy,
+    Artifact,
+    BundleWriter,
+    GoldenCase,
+    Manifest,
+    ModelRecord,
+    Parity,
+    RuntimeRecord,
+    Signature,
+    write_golden,
+)
+from edgelm.bundle.manifest import Role, Task
+from edgelm.errors import (
+    ConversionError,
+    ExecutionError,
+    InputError,
+    RecipeError,
+    RuntimeUnavailableError,
+    unknown_name,
+)
+from edgelm_converters import recipes, trace
+from edgelm_converters.data import Dataset, read_dataset, read_labels
+from edgelm_converters.families import Recognition, recognise
+from edgelm_converters.frameworks import require
+from edgelm_converters.lengths import Lengths, choose_lengths
+from edgelm_converters.parity import Expected, compare, expect
+from edgelm_converters.reference import Reference, make_reference
+from edgelm_converters.samples import Sample, SampleSet, make_samples
+from edgelm_converters.source import Source, load_source
+from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.tokens import Tokens, find_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["TARGETS", "Conversion", "Progress", "convert"]
+
+Target = Literal["tflite", "onnx"]
+Progress = Callable[[str, int, int], None]
+
+TARGETS: dict[str, str] = {"tflite": "litert", "onnx": "onnx"}  # format -> the runtime that verifies it
+_PACKAGES = {"tflite": ("ai_edge_litert", "flatbuffers"), "onnx": ("onnx", "onnxruntime")}
+_GOLDEN_CASES = 8
+_PARITY_SAMPLES = 512  # enough to see one label in a hundred change; the labelled data are run whole for the accuracy
+_TOOLS = (
+    "edgelm",
+    "keras",
+    "keras-hub",
+    "tensorflow",
+    "ai-edge-litert",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "numpy",
+    "tokenizers",
+)
+_TFLITE_RUNTIME_REFUSAL = (
+    "tflite-runtime 2.14 computes int8 weights with a scale per channel wrongly, or lacks the operator: "
+    "use ai-edge-litert, or convert with --recipe fp32 or fp16"
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        path: The bundle.
+        manifest: As it was written.
+    """
+
+    path: Path
+    manifest: Manifest
+
+
+def convert(
+    model: object,
+    output: str | Path,
+    *,
+    to: Sequence[str] = ("tflite", "onnx"),
+    recipe: str = "dynamic_wi8_afp32",
+    tokenizer: str | Path | Tokenizer | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    calibration: str | Path | None = None,
+    validation: str | Path | None = None,
+    sequence_length: int | None = None,
+    custom_objects: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> Conversion:
+    """Convert a Keras model into a bundle, and check it against Keras before it is written.
+
+    Args:
+        model: A `keras.Model`, or the path of a `.keras` file, a SavedModel or a KerasHub preset folder.
+        output: The bundle to write, ``NAME.edgelm``.
+        to: Formats: ``tflite``, ``onnx`` or both.
+        recipe: ``fp32``, ``fp16`` or ``dynamic_wi8_afp32`` (``int8``).
+        tokenizer: A ``tokenizer.json``, ``vocab.txt``, SentencePiece ``.model`` or preset folder, or a
+            `tokenizers.Tokenizer`. A KerasHub task brings its own.
+        labels: Names of the classes in the order of the outputs, or a file of them.
+        calibration: Real inputs to compare the artifact with Keras on (csv, tsv, jsonl, txt, npz). Without, valid random
+            ids are used, and the manifest says so.
+        validation: Labelled data: the accuracy of Keras and of each artifact stands in the manifest.
+        sequence_length: The most tokens that the artifact takes.
+        custom_objects: A Python file that defines the model's own layers. It is run.
+        force: Replace a bundle that exists.
+        progress: Called with the step's description, and how much of it is done.
+
+    Returns:
+        The bundle's path and manifest.
+
+    Raises:
+        EdgelmError: Something does not fit; nothing was written, and the message says what to do.
+    """
+    chosen = recipes.find(recipe)
+    targets = _targets(to)
+    for target in targets:
+        for package in _PACKAGES[target]:
+            require(package, what=f"target '{target}'")
+    with BundleWriter(Path(output), force=force) as writer:
+        progress("Reading the model", 0, 1)
+        source = load_source(model, custom_objects=Path(custom_objects) if custom_objects is not None else None)
+        reference = make_reference(source)
+        recognition = _recognise(source, reference, sequence_length)
+        tokens = find_tokens(tokenizer, source, recognition.spec)
+        lengths = choose_lengths(reference, recognition.spec, tokens, sequence_length)
+        tokens = tokens.cut_at(lengths.maximum)
+        names = _label_names(labels)
+        progress("Reading the model", 1, 1)
+
+        sets = _sample_sets(reference, tokens, lengths, names, calibration, validation, recognition.spec)
+        output_name = recognition.spec.output_name if recognition.spec else None
+        expected = [
+            expect(
+                reference, samples, lengths=lengths.reference, pad_id=tokens.pad_id, output=output_name,
+                tick=lambda done, total: progress("Asking Keras", done, total),
+            )
+            for samples in sets
+        ]  # fmt: skip
+        role = _output_role(recognition.spec, source, expected[0], names)
+        _check_labels(names, sets, expected[0], role)
+
+        spec = recognition.spec
+        if spec is not None and lengths.padding == "full":
+            spec = dataclasses.replace(spec, fixed_length=lengths.maximum)
+        emitter = _Emitter(source, reference, spec, lengths, role, chosen.name, writer.folder)
+        artifacts = [
+            _make_artifact(target, emitter, sets, expected, chosen, tokens.pad_id, progress) for target in targets
+        ]
+        write_golden(writer.folder, _golden(sets[0].samples, expected[0], artifacts[0].signatures[0]))
+        if tokens.tokenizer is not None:
+            tokens.tokenizer.save(str(writer.folder / "tokenizer.json"))
+        manifest = writer.finish(
+            Manifest(
+                format=FORMAT,
+                schema_version=SCHEMA_VERSION,
+                name=Path(output).stem,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                task=_task(role),
+                padding=lengths.padding,
+                recipe=chosen.name,
+                model=_model_record(source, recognition),
+                artifacts=tuple(artifacts),
+                tokenizer=tokens.record(),
+                labels=names,
+                golden="golden.npz",
+                files={},
+                tool_versions=_tool_versions(),
+                notes=(*tokens.notes, *lengths.notes),
+            )
+        )
+    return Conversion(Path(output), manifest)
+
+
+def _targets(to: Sequence[str]) -> tuple[Target, ...]:
+    names = (to,) if isinstance(to, str) else tuple(to)
+    for name in names:
+        if name not in TARGETS:
+            raise RecipeError(unknown_name("target", name, TARGETS))
+    if not names:
+        raise RecipeError("No target was named: give 'tflite', 'onnx' or both.")
+    return tuple(name for name in ("tflite", "onnx") if name in names)
+
+
+def _recognise(source: Source, reference: Reference, sequence_length: int | None) -> Recognition:
+    if source.kind == "saved_model":
+        return Recognition(None, None, "a SavedModel holds operations, not layers")
+    recognition = recognise(source.model, sequence_length)
+    if recognition.spec is not None and len(reference.inputs) == 1:
+        spec = dataclasses.replace(recognition.spec, token_input=reference.inputs[0].name)
+        return dataclasses.replace(recognition, spec=spec)
+    return recognition
+
+
+def _label_names(labels: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    return read_labels(Path(labels)) if isinstance(labels, (str, Path)) else tuple(labels)
+
+
+def _sample_sets(
+    reference: Reference,
+    tokens: Tokens,
+    lengths: Lengths,
+    names: tuple[str, ...] | None,
+    calibration: str | Path | None,
+    validation: str | Path | None,
+    spec: TransformerSpec | None,
+) -> list[SampleSet]:
+    """Return the sets to compare on: the calibration data, the validation data, or random ids."""
+    datasets: list[Dataset | None] = []
+    if calibration is not None:
+        data = read_dataset(Path(calibration))
+        datasets.append(data if validation is None and data.labels is not None else _thin(data, _PARITY_SAMPLES))
+    if validation is not None:
+        data = read_dataset(Path(validation))
+        if data.labels is None:
+            raise InputError(f"{data.name} holds no labels: validation data need a label for each sample.")
+        datasets.append(data)
+    return [
+        make_samples(
+            reference, data, tokenizer=tokens.tokenizer, labels=names,
+            vocabulary_size=spec.vocabulary_size if spec else tokens.vocabulary_size, max_length=lengths.maximum,
+        )
+        for data in datasets or [None]
+    ]  # fmt: skip
+
+
+def _thin(data: Dataset, count: int) -> Dataset:
+    """Return at most `count` samples, evenly spread over the file."""
+    if len(data) <= count:
+        return data
+    rows = np.linspace(0, len(data) - 1, count).astype(int)
+    return Dataset(
+        data.name,
+        tuple(data.texts[row] for row in rows) if data.texts is not None else None,
+        {name: array[rows] for name, array in data.arrays.items()} if data.arrays is not None else None,
+        tuple(data.labels[row] for row in rows) if data.labels is not None else None,
+    )
+
+
+def _output_role(
+    spec: TransformerSpec | None, source: Source, expected: Expected, names: tuple[str, ...] | None
+) -> Role:
+    """Say what the first output means: as the spec has it, or from a traced model's last activation and its values."""
+    if spec is not None:
+        # A row for each token (tagging) is not one choice: an application reads it as it is.
+        return "raw" if spec.head.pooling == "none" else spec.head.output
+    values = np.stack([next(iter(outputs.values())) for outputs in expected.outputs if outputs][:64])
+    if values.ndim != 2:
+        return "raw"
+    if values.shape[1] > 1 and (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
+        return "probabilities"
+    layers = getattr(source.model, "layers", None) or [None]
+    if getattr(getattr(layers[-1], "activation", None), "__name__", "") == "sigmoid":
+        return "sigmoid"
+    return "logits" if names is not None else "raw"
+
+
+def _check_labels(names: tuple[str, ...] | None, sets: Sequence[SampleSet], expected: Expected, role: Role) -> None:
+    """Hold the labels, the data's and the names', against the model's classes."""
+    highest = max(
+        (sample.label for samples in sets for sample in samples.samples if sample.label is not None), default=None
+    )
+    if names is None and highest is None:
+        return
+    if role not in ("logits", "probabilities", "sigmoid"):
+        raise InputError(f"Labels were given, but the model's output is no choice between classes (it is '{role}').")
+    outputs = int(np.size(next(iter(expected.outputs[0].values()))))
+    classes = 2 if outputs == 1 else outputs
+    if names is not None and len(names) != classes:
+        raise InputError(f"There are {len(names)} labels, and the model has {classes} classes: give one name for each.")
+    if highest is not None and highest >= classes:
+        raise InputError(f"The data hold the label {highest}, and the model has the classes 0 to {classes - 1}.")
+
+
+def _task(role: Role) -> Task:
+    if role in ("logits", "probabilities", "sigmoid"):
+        return "classify"
+    return "embed" if role == "embedding" else "raw"
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    """Writes a model in a format: the recognised way where there is a spec, else the traced way."""
+
+    source: Source
+    reference: Reference
+    spec: TransformerSpec | None
+    lengths: Lengths
+    role: Role
+    recipe: str
+    folder: Path
+
+    def emit(self, target: Target) -> tuple[Path, tuple[Signature, ...], dict[str, int]]:
+        """Return the file, its signatures and its operators."""
+        from edgelm_converters.emit import onnx, tflite
+
+        path = self.folder / f"model.{target}"
+        if target == "tflite":
+            if self.spec is not None:
+                signatures = tflite.emit_tflite(self.spec, path, recipe=self.recipe, lengths=self.lengths.buckets)
+            else:
+                buckets = self.lengths.buckets or (None,)
+                signatures = trace.trace_tflite(
+                    self.source, self.reference, path, recipe=self.recipe, lengths=buckets, role=self.role
+                )
+            return path, signatures, tflite.operator_histogram(path)
+        if self.spec is not None:
+            signatures = onnx.emit_onnx(self.spec, path, recipe=self.recipe)
+        else:
+            length = self.lengths.maximum if self.lengths.padding == "full" else None
+            signatures = trace.trace_onnx(
+                self.source, self.reference, path, recipe=self.recipe, length=length, role=self.role
+            )
+        return path, signatures, onnx.operator_histogram(path)
+
+
+def _make_artifact(
+    target: Target,
+    emitter: _Emitter,
+    sets: Sequence[SampleSet],
+    expected: Sequence[Expected],
+    recipe: recipes.Recipe,
+    pad_id: int,
+    progress: Progress,
+) -> Artifact:
+    """Emit one format, run it in its runtime, and hold it against Keras."""
+    progress(f"Writing {target}", 0, 1)
+    path, signatures, operators = emitter.emit(target)
+    signatures = tuple(_with_role(signature, emitter.role) for signature in signatures)
+    progress(f"Writing {target}", 1, 1)
+    try:
+        program = open_program(TARGETS[target], path, signatures, ProgramOptions())
+    except RuntimeUnavailableError as error:
+        raise ConversionError(
+            f"The {target} file was written, but {TARGETS[target]} does not open it: {error}"
+        ) from error
+    try:
+        results: list[tuple[Parity, Accuracy | None]] = []
+        for samples, answers in zip(sets, expected, strict=True):
+            results.append(
+                compare(
+                    program, signatures, samples, answers, recipe=recipe, pad_id=pad_id,
+                    tick=lambda done, total: progress(f"Checking {target} against Keras", done, total),
+                )
+            )  # fmt: skip
+        runtimes = [RuntimeRecord(TARGETS[target], "verified", program.facts.runtime_version)]
+    except ExecutionError as error:
+        raise ConversionError(f"The {target} file opens in {TARGETS[target]}, but does not run: {error}") from error
+    finally:
+        program.close()
+    if target == "tflite":
+        refused = recipe.name == "dynamic_wi8_afp32"
+        reason = _TFLITE_RUNTIME_REFUSAL if refused else "not run here"
+        runtimes.append(RuntimeRecord("tflite", "refused" if refused else "untested", None, reason))
+    data_files = tuple(sorted(file.name for file in emitter.folder.glob(f"{path.name}.*")))
+    return Artifact(
+        format=target,
+        file=path.name,
+        data_files=data_files,
+        size_bytes=sum((emitter.folder / name).stat().st_size for name in (path.name, *data_files)),
+        signatures=signatures,
+        runtimes=tuple(runtimes),
+        parity=results[0][0],
+        accuracy=next((accuracy for _, accuracy in reversed(results) if accuracy is not None), None),
+        operators=operators,
+    )
+
+
+def _with_role(signature: Signature, role: Role) -> Signature:
+    first, *others = signature.outputs
+    return dataclasses.replace(signature, outputs=(dataclasses.replace(first, role=role), *others))
+
+
+def _golden(samples: Sequence[Sample], expected: Expected, signature: Signature) -> list[GoldenCase]:
+    """Choose a few samples, short to long, with Keras's answers: what a device checks itself with.
+
+    Of each length the one that Keras is surest of: where two labels are as good, rounding decides, which proves nothing.
+    """
+    port = feed.token_port(signature)
+    tokens = port.name if port else None
+    by_length = sorted(range(len(samples)), key=lambda index: samples[index].length(tokens) if tokens else 0)
+    strata = np.array_split(np.asarray(by_length), min(_GOLDEN_CASES, len(samples)))
+    picked = [max(stratum.tolist(), key=lambda index: _margin(expected.outputs[index])) for stratum in strata]
+    names = [port.name for port in signature.outputs]
+    cases = []
+    for index in picked:
+        sample, answer = samples[index], expected.outputs[index]
+        outputs = answer if set(names) <= set(answer) else dict(zip(names, answer.values(), strict=True))
+        dtypes = {port.name: port.dtype for port in signature.inputs}
+        cases.append(
+            GoldenCase(
+                text=sample.text,
+                ids=None if tokens is None or sample.text is None else sample.inputs[tokens][0].tolist(),
+                inputs={name: value.astype(dtypes[name]) for name, value in sample.inputs.items()},
+                outputs={name: outputs[name][None].astype(np.float32) for name in names},
+            )
+        )
+    return cases
+
+
+def _margin(outputs: Mapping[str, NDArray[Any]]) -> float:
+    """Return how far the highest value of the first output is above the next one."""
+    values = np.sort(np.ravel(next(iter(outputs.values()))))
+    return float(values[-1] - values[-2]) if values.size > 1 else 0.0
+
+
+def _model_record(source: Source, recognition: Recognition) -> ModelRecord:
+    spec = recognition.spec
+    return ModelRecord(
+        source=source.description,
+        name=source.name,
+        path="recognised" if spec else "traced",
+        family=recognition.family if spec else None,
+        reason=None if spec else recognition.reason,
+        parameters=_count_parameters(source.model),
+        architecture=spec.describe() if spec else {},
+    )
+
+
+def _count_parameters(model: Any) -> int:
+    if hasattr(model, "count_params"):
+        return int(model.count_params())
+    return int(sum(np.prod(variable.shape) for variable in model.variables))
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

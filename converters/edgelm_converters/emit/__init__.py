@@ -1,0 +1,1 @@
+"""From a TransformerSpec to a file: one module for each format."""

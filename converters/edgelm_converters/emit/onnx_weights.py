@@ -1,0 +1,127 @@
+"""How weights enter an ONNX graph under each recipe: matrix products and rows of tables.
+
+Dimensions: ``N`` rows, ``V`` entries of a table, ``E`` its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.errors import RecipeError
+from edgelm_converters.emit.onnx_graph import Graph
+from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
+from edgelm_converters.spec import Float32, Linear
+
+__all__ = ["BOOL", "FLOAT", "Weights"]
+
+FLOAT, BOOL = 1, 9  # onnx.TensorProto's numbers, as a Cast takes them
+
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+_SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
+_LONG_TABLE, _WIDE_TABLE = 1024, 256
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The graph that weights go into, and the recipe that says in which form.
+
+    ``fp32``: as they are. ``fp16``: stored as float16, cast to float32; ONNX Runtime folds the cast when it loads the file,
+    so a product is as fast as with ``fp32`` and takes as much memory, while a table stays float16 and only its rows that
+    are used are cast. ``dynamic_wi8_afp32``: int8 with a scale a column (a row, in a table).
+    """
+
+    graph: Graph
+    recipe: str
+
+    def linear(self, x: str, linear: Linear) -> str:
+        """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)``."""
+        bias = linear.bias
+        return self.product(x, linear, None if bias is None else self.graph.tensor(bias, f"{linear.name}/bias"))
+
+    def product(self, x: str, linear: Linear, bias: str | None) -> str:
+        """Return ``x @ kernel + bias`` for float32 rows `x`, with the tensor `bias` in place of the layer's own."""
+        graph = self.graph
+        bias_names = () if bias is None else (bias,)
+        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(linear.kernel):
+            values, scale = self._int8(linear.kernel, f"{linear.name}/kernel", axis=1)
+            # One scale for all of x, shared by the products that read it. ONNX Runtime merges the two nodes into
+            # DynamicQuantizeMatMul where only one product does. 128 tokens of a 4×256 BERT, one thread, Zen 4 with VNNI:
+            # 3.07 ms; with MatMulNBits of 8 bits (blocks of 128) 5.80, with uint8 weights 5.46, float32 7.72.
+            # An x86 core without VNNI adds pairs of uint8 x int8 products in 16 bits and saturates. ONNX Runtime's option
+            # session.x64quantprecision avoids it there; seven-bit or uint8 weights would cost every other device.
+            x_values, x_scale, x_zero = graph.nodes("DynamicQuantizeLinear", x, outputs=3)
+            inputs = (x_values, values, x_scale, scale, x_zero, "", *bias_names)
+            return graph.node("MatMulIntegerToFloat", *inputs[: None if bias_names else 5], contrib=True)
+        # Rows of two dimensions keep ONNX Runtime from merging Add and LayerNormalization into SkipLayerNormalization, which
+        # takes 170 µs instead of 42 on 128×256 values (1.32: a scalar loop).
+        return graph.node("Gemm", x, self._float(linear.kernel, f"{linear.name}/kernel"), *bias_names)
+
+    def rows(self, table: Float32, name: str, pick: Callable[[str], str], *, factor: float = 1.0) -> str:
+        """Return some rows of a table in float32, times `factor`.
+
+        Args:
+            table: ``(V, E)``.
+            name: What it is called in the file.
+            pick: Adds the nodes that pick rows out of a tensor ``(V, …)``, and returns their output.
+            factor: On every value; it is folded into the stored table or its scales.
+        """
+        graph = self.graph
+        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(table):
+            values, scale = self._int8(table, name, axis=0, factor=factor)
+            picked = pick(scale)
+            if graph.is_half(scale):
+                picked = graph.node("Cast", picked, to=FLOAT)
+            return graph.node("Mul", graph.node("Cast", pick(values), to=FLOAT), picked)
+        scaled = table if factor == 1.0 else table * np.float32(factor)
+        if self.recipe == "fp16" and worth_quantizing(table):
+            return graph.node("Cast", pick(self._half(scaled, name)), to=FLOAT)
+        return pick(graph.tensor(scaled, name))
+
+    def _float(self, kernel: Float32, name: str) -> str:
+        if self.recipe == "fp16" and worth_quantizing(kernel):
+            return self.graph.node("Cast", self._half(kernel, name), to=FLOAT)
+        return self.graph.tensor(kernel, name)
+
+    def _half(self, weight: Float32, name: str) -> str:
+        found = self.graph.find(weight, form="float16")
+        if found is not None:
+            return found
+        peak = max(float(weight.max()), -float(weight.min()))
+        if peak > _LARGEST_HALF:
+            raise RecipeError(
+                f"The weight {name} reaches {peak:.6g}, and float16 ends at {_LARGEST_HALF:.0f}: "
+                "convert with the recipe fp32 or dynamic_wi8_afp32."
+            )
+        return self.graph.tensor(weight.astype(np.float16), name, weight, form="float16")
+
+    def _int8(self, weight: Float32, name: str, *, axis: int, factor: float = 1.0) -> tuple[str, str]:
+        """Return the names of the int8 values and of their scales: ``(out,)`` for axis 1, ``(V, 1)`` for axis 0."""
+        graph = self.graph
+        scale_form = f"scale {axis} {factor}"
+        found = graph.find(weight, form=f"int8 {axis}"), graph.find(weight, form=scale_form)
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+        values, scale = quantize_weight(weight, axis)
+        scale = scale * np.float32(factor)
+        if axis == 0:
+            scale = _short(scale[:, None], weight)
+        return (
+            graph.tensor(values, name, weight, form=f"int8 {axis}"),
+            graph.tensor(scale, f"{name}/scale", weight, form=scale_form),
+        )
+
+
+def _short(scale: Float32, table: Float32) -> NDArray[np.floating]:
+    """Return the scales of a long, narrow table as float16 where that loses nothing that shows.
+
+    Four bytes a row of 128 are 3 % of an int8 file. Above float16's subnormals a scale is off by at most 2^-12 of itself:
+    a sixteenth of the rounding of the row's largest value.
+    """
+    worthwhile = table.shape[0] >= _LONG_TABLE and table.shape[1] < _WIDE_TABLE
+    if worthwhile and scale.min() >= _SMALLEST_HALF and scale.max() <= _LARGEST_HALF:
+        return scale.astype(np.float16)
+    return scale

@@ -1,0 +1,79 @@
+"""Readers: from a Keras model to a `TransformerSpec`, one module a family.
+
+A reader is a function ``read(model, sequence_length) -> TransformerSpec`` that raises `NotRecognised` for every model that
+it cannot represent exactly. The table names them in the order in which they are asked; each is imported when it is asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm_converters.spec import TransformerSpec
+
+__all__ = ["READERS", "NotRecognised", "Recognition", "recognise"]
+
+READERS: tuple[tuple[str, str], ...] = (
+    ("bert", "edgelm_converters.families.bert:read"),
+    ("distilbert", "edgelm_converters.families.distilbert:read"),
+    ("roberta", "edgelm_converters.families.roberta:read"),
+    ("albert", "edgelm_converters.families.albert:read"),
+    ("plain", "edgelm_converters.families.plain:read"),
+)
+
+_HUB_PACKAGES = ("kerashub", "kerasnlp")  # without the underscore
+
+
+class NotRecognised(Exception):  # noqa: N818 - an answer, not an error
+    """A model, or a part of one, that a reader cannot represent exactly. The message is one sentence: what was met where.
+
+    It is no `EdgelmError`: a model that is not recognised is still converted, by tracing.
+    """
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What the readers say of a model.
+
+    Attributes:
+        spec: The model as a spec; None where no reader took it.
+        family: The reader that took it; None where none did.
+        reason: Why it was not recognised, in one sentence; None where it was.
+    """
+
+    spec: TransformerSpec | None
+    family: str | None
+    reason: str | None
+
+
+def recognise(model: Any, sequence_length: int | None) -> Recognition:
+    """Ask each reader of the table, and return the first answer that is a spec.
+
+    Where none takes the model, the reason is that of the family whose KerasHub classes it is made of, or else that of the
+    last reader of the table, which takes any model of plain Keras layers.
+
+    Args:
+        model: A ``keras.Model``. It is not changed.
+        sequence_length: The most tokens that the user wants, or None.
+
+    Raises:
+        ModelError: A reader knows the model, and it has fewer positions than `sequence_length`.
+    """
+    reasons: dict[str, str] = {}
+    for family, target in READERS:
+        module, function = target.split(":")
+        try:
+            return Recognition(getattr(importlib.import_module(module), function)(model, sequence_length), family, None)
+        except NotRecognised as error:
+            reasons[family] = str(error)
+    return Recognition(None, None, reasons[_nearest_family(model)])
+
+
+def _nearest_family(model: Any) -> str:
+    """Return the family whose reason says most: the one that KerasHub keeps the model's class with, or the last."""
+    for kind in type(model).__mro__:
+        package, *path = kind.__module__.replace("_", "").split(".")  # keras_hub.src.models.distil_bert.…
+        if package in _HUB_PACKAGES:
+            return next((family for family, _ in READERS if ["models", family] == path[1:3]), READERS[-1][0])
+    return READERS[-1][0]

@@ -1,0 +1,142 @@
+"""From what a plain model computes at one length to what it computes at every length that it takes.
+
+A capture shows a model at one number of tokens, where a position table is a constant of that many rows. Here the model is
+captured at several lengths: the captures must agree in everything but those rows, and the rows of the shorter must be the
+first rows of the longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from edgelm_converters.families import NotRecognised
+from edgelm_converters.frameworks import import_keras
+from edgelm_converters.keras_graph import model_inputs
+from edgelm_converters.spec import Float32, TransformerSpec
+
+__all__ = ["read_at_every_length"]
+
+AtLength = Callable[[int], TransformerSpec]
+
+_PROBES = (3, 5)  # of a free axis; short, since every position table has that many rows
+_COMPUTE_DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+_COMPUTED_ROWS = 512  # of a table that is computed (sinusoidal), which nothing bounds
+
+
+def read_at_every_length(model: Any, at: AtLength, sequence_length: int | None) -> TransformerSpec:
+    """Return the spec that holds at every length that the model takes.
+
+    Args:
+        model: A built ``keras.Model``.
+        at: Reads the model at one length; raises `NotRecognised`.
+        sequence_length: The most tokens that the user wants, or None. It counts where nothing in the model states a length.
+
+    Raises:
+        NotRecognised: The model cannot be read, or computes something else at another length.
+    """
+    declared, called = _stated_lengths(model)
+    if declared is not None:
+        return _of_one_length(at, declared)
+    try:
+        short, probe = (at(length) for length in _PROBES)
+    except NotRecognised:
+        only = called or sequence_length
+        if only is None:
+            raise
+        return _of_one_length(at, only)  # it runs at this length alone, as with a constant table
+    _check_same(short, probe)
+    if probe.embeddings.position is None:
+        return probe
+    whole = _with_whole_table(model, at, probe, sequence_length)
+    _check_same(probe, whole)
+    return whole
+
+
+def _stated_lengths(model: Any) -> tuple[int | None, int | None]:
+    """Return the length that the inputs declare, and that of the batch that a subclassed model was first called with."""
+    inputs = [entry for entry in model_inputs(model) if entry.shape]
+    declared = (entry.shape[0] for entry in inputs if entry.declared and entry.shape[0] is not None)
+    called = (entry.shape[0] for entry in inputs if not entry.declared and entry.shape[0] is not None)
+    return next(declared, None), next(called, None)
+
+
+def _of_one_length(at: AtLength, length: int) -> TransformerSpec:
+    """Return the spec of a model that takes `length` tokens only: shorter texts are padded, which it sees or not."""
+    spec = at(length)
+    _check_same(at(length), spec)  # no table of positions is a random number, drawn anew in each call
+    pools_padding = spec.head.pooling in ("mean", "max") and not spec.head.pooling_masked
+    sees_padding = spec.mask == "none" or pools_padding
+    return replace(spec, max_length=length, fixed_length=length if sees_padding else None)
+
+
+def _with_whole_table(model: Any, at: AtLength, probe: TransformerSpec, sequence_length: int | None) -> TransformerSpec:
+    """Return the spec with all rows of its position table."""
+    start = probe.embeddings.position
+    for rows in _rows_of_variables(model, start) if start is not None else ():
+        spec = _at_or_none(at, rows)
+        if spec is not None:
+            return replace(spec, max_length=rows)
+    lowest, best = _PROBES[1], probe
+    highest = max(sequence_length or _COMPUTED_ROWS, lowest)
+    middle = highest
+    while lowest < highest:  # computed rows have no end; a table that is no variable has one, which only a try finds
+        attempt = _at_or_none(at, middle)
+        if attempt is None:
+            highest = middle - 1
+        else:
+            lowest, best = middle, attempt
+        middle = (lowest + highest + 1) // 2
+    return replace(best, max_length=lowest)
+
+
+def _rows_of_variables(model: Any, start: Float32) -> list[int]:
+    """Return the numbers of rows of the model's variables that begin with the rows `start`, ``(n, E)``; largest first."""
+    keras = import_keras()
+    found = set()
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        while len(shape) > 2 and shape[0] == 1:
+            shape = shape[1:]
+        if len(shape) == 2 and shape[0] >= start.shape[0] and shape[1] == start.shape[1]:
+            rows = keras.ops.convert_to_numpy(variable).reshape(shape)[: start.shape[0]]
+            # In mixed precision, the model rounds its table before it adds it.
+            if any(np.array_equal(rows.astype(dtype).astype(np.float32), start) for dtype in _COMPUTE_DTYPES):
+                found.add(int(shape[0]))
+    return sorted(found, reverse=True)
+
+
+def _at_or_none(at: AtLength, length: int) -> TransformerSpec | None:
+    try:
+        return at(length)
+    except NotRecognised:
+        return None
+
+
+def _check_same(shorter: TransformerSpec, longer: TransformerSpec) -> None:
+    """Refuse two captures that differ in more than the length of the position table."""
+    start, table = shorter.embeddings.position, longer.embeddings.position
+    if (start is None) != (table is None) or not _agree(_without_positions(shorter), _without_positions(longer)):
+        raise NotRecognised("the model does not compute the same each time, or at each length")
+    if start is not None and table is not None and not np.array_equal(start, table[: start.shape[0]]):
+        raise NotRecognised("what is added to the token embeddings is not the same each time, or at each length")
+
+
+def _without_positions(spec: TransformerSpec) -> TransformerSpec:
+    return replace(spec, embeddings=replace(spec.embeddings, position=None), max_length=None)
+
+
+def _agree(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray):
+        return left is right  # read once for all captures
+    if isinstance(left, tuple):
+        return len(left) == len(right) and all(map(_agree, left, right))
+    if is_dataclass(left):
+        return type(left) is type(right) and all(
+            _agree(getattr(left, entry.name), getattr(right, entry.name)) for entry in fields(left)
+        )
+    return bool(left == right)

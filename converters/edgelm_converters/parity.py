@@ -1,0 +1,210 @@
+"""Is the artifact still the model? Its outputs against Keras's, in the runtime that the device will use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from edgelm_runtimes import feed
+from edgelm_runtimes.program import Program
+from numpy.typing import NDArray
+
+from edgelm.bundle import Accuracy, Parity, Port, Signature
+from edgelm.errors import ConversionError, ParityError
+from edgelm_converters.recipes import Recipe
+from edgelm_converters.reference import Reference
+from edgelm_converters.samples import Sample, SampleSet, group_by_length, pad_batch
+
+__all__ = ["Expected", "Tick", "compare", "expect"]
+
+Tick = Callable[[int, int], None]
+Outputs = dict[str, NDArray[Any]]
+
+_BATCH = 64
+_CHOICES = ("logits", "probabilities", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Keras's answers, one a sample, without batch axis and without the rows of padding."""
+
+    outputs: tuple[Outputs, ...]
+
+    @property
+    def range(self) -> float:
+        """The largest absolute value of all."""
+        return max(float(np.abs(value).max()) for outputs in self.outputs for value in outputs.values())
+
+
+def expect(
+    reference: Reference,
+    samples: SampleSet,
+    *,
+    lengths: Sequence[int],
+    pad_id: int,
+    output: str | None,
+    tick: Tick = lambda done, total: None,
+) -> Expected:
+    """Return Keras's answer to every sample.
+
+    Args:
+        reference: The model.
+        samples: Inputs without padding.
+        lengths: The lengths that Keras may be called with. Ignored where there are no tokens.
+        pad_id: The id that fills up.
+        output: The one output that counts; None for all of them.
+        tick: Called with samples done and in total.
+
+    Raises:
+        ConversionError: Keras itself answers with NaN or infinity.
+    """
+    tokens = reference.token_input
+    total = len(samples.samples)
+    answers: list[Outputs | None] = [None] * total
+    done = 0
+    for length, indices in _groups(samples.samples, tokens, lengths).items():
+        for start in range(0, len(indices), _BATCH):
+            chosen = indices[start : start + _BATCH]
+            batch = pad_batch([samples.samples[index] for index in chosen], reference.inputs, length, pad_id)
+            result = reference.run(batch)
+            result = {
+                name: value for name, value in result.items() if output is None or name == output or len(result) == 1
+            }
+            for row, index in enumerate(chosen):
+                real = samples.samples[index].length(tokens.name) if tokens else None
+                answers[index] = {name: _without_padding(value[row], length, real) for name, value in result.items()}
+            done += len(chosen)
+            tick(done, total)
+    outputs = tuple(answer for answer in answers if answer is not None)
+    if not all(np.isfinite(value).all() for answer in outputs for value in answer.values()):
+        raise ConversionError("The Keras model itself answers with NaN or infinity on these inputs: check its weights.")
+    return Expected(outputs)
+
+
+def _groups(samples: Sequence[Sample], tokens: Port | None, lengths: Sequence[int]) -> Mapping[int, list[int]]:
+    if tokens is None:
+        return {0: list(range(len(samples)))}
+    return group_by_length(samples, tokens.name, lengths)
+
+
+def _without_padding(value: NDArray[Any], length: int, real: int | None) -> NDArray[Any]:
+    """Cut the rows of padding off an output that has a row for each token."""
+    return value[:real] if real is not None and value.ndim >= 2 and value.shape[0] == length else value
+
+
+def compare(
+    program: Program,
+    signatures: Sequence[Signature],
+    samples: SampleSet,
+    expected: Expected,
+    *,
+    recipe: Recipe,
+    pad_id: int,
+    tick: Tick = lambda done, total: None,
+) -> tuple[Parity, Accuracy | None]:
+    """Hold an artifact against Keras.
+
+    Raises:
+        ParityError: Its numbers leave the recipe's bound, or it loses more accuracy than the recipe allows.
+        ConversionError: It answers with NaN or infinity.
+    """
+    port = signatures[0].outputs[0]
+    worst, same, right, keras_right, labelled = 0.0, 0, 0, 0, 0
+    total = len(samples.samples)
+    for index, (sample, answer) in enumerate(zip(samples.samples, expected.outputs, strict=True)):
+        mine = _run(program, signatures, sample, pad_id)
+        for ours, theirs in _pair(mine, answer):
+            if not np.isfinite(ours).all():
+                raise ConversionError(
+                    f"{program.facts.runtime} answers with NaN or infinity where Keras does not: the file is not usable."
+                )
+            worst = max(worst, float(np.abs(ours - theirs).max()))
+        if port.role in _CHOICES:
+            keras_top, top = (_top(outputs, port.role) for outputs in (answer, mine))
+            same += top == keras_top
+            if sample.label is not None:
+                labelled, right, keras_right = (
+                    labelled + 1,
+                    right + (top == sample.label),
+                    keras_right + (keras_top == sample.label),
+                )
+        tick(index + 1, total)
+    parity = Parity(
+        samples=total,
+        inputs=samples.kind,
+        max_abs_error=worst,
+        reference_range=expected.range,
+        bound=recipe.relative_bound * max(expected.range, 1e-6),
+        agreement=same / total if port.role in _CHOICES else None,
+        # Random ids say nothing about labels: the classes of a model lie close together on them.
+        agreement_bound=recipe.agreement if port.role in _CHOICES and samples.kind == "real" else None,
+        reason=recipe.reason,
+    )
+    accuracy = Accuracy(samples.source, labelled, keras_right / labelled, right / labelled) if labelled else None
+    _enforce(parity, accuracy, recipe, program)
+    return parity, accuracy
+
+
+def _enforce(parity: Parity, accuracy: Accuracy | None, recipe: Recipe, program: Program) -> None:
+    safer = (
+        ""
+        if recipe.name == "fp32"
+        else " Try --recipe fp16 or fp32, or see what changed with --to onnx or --to tflite alone."
+    )
+    where = f"{program.facts.runtime} ({recipe.name})"
+    if not parity.max_abs_error <= parity.bound:
+        raise ParityError(
+            f"{where} is off by up to {parity.max_abs_error:.3g} on outputs of up to {parity.reference_range:.3g}; "
+            f"the bound is {parity.bound:.3g} ({parity.reason}). Nothing was written.{safer}"
+        )
+    if (
+        parity.agreement is not None
+        and parity.agreement_bound is not None
+        and parity.agreement < parity.agreement_bound
+    ):
+        raise ParityError(
+            f"{where} gives Keras's top label to {parity.agreement:.1%} of {parity.samples} inputs; "
+            f"the bound is {parity.agreement_bound:.1%}. Nothing was written.{safer}"
+        )
+    # A drop within the noise of few samples (two standard errors of the difference) is no drop.
+    if accuracy is not None:
+        noise = 2 * np.sqrt(max(1 - (parity.agreement or 1.0), 0.0) / accuracy.samples)
+        drop = accuracy.keras - accuracy.artifact
+        if drop > recipe.max_accuracy_drop + noise:
+            raise ParityError(
+                f"{where} is right on {accuracy.artifact:.1%} of {accuracy.data}, Keras on {accuracy.keras:.1%}; "
+                f"the recipe may cost {recipe.max_accuracy_drop:.1%}. Nothing was written.{safer}"
+            )
+
+
+def _run(program: Program, signatures: Sequence[Signature], sample: Sample, pad_id: int) -> Outputs:
+    """Run one sample in the smallest signature that fits, and cut the padding off."""
+    tokens = feed.token_port(signatures[0])
+    if tokens is None:
+        outputs = program.run(signatures[0], sample.inputs)
+        return {name: value[0] for name, value in outputs.items()}
+    need = sample.length(tokens.name)
+    signature = feed.smallest(signatures, need)
+    length = signature.sequence_length or need
+    inputs = pad_batch([sample], signature.inputs, length, pad_id)
+    inputs = {port.name: inputs[port.name].astype(port.dtype) for port in signature.inputs}
+    outputs = program.run(signature, inputs)
+    return {name: _without_padding(value[0], length, need) for name, value in outputs.items()}
+
+
+def _pair(mine: Outputs, reference: Outputs) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return the artifact's outputs beside Keras's, by name, or one to one where there is one of each."""
+    names = [(name, name) for name in mine] if set(mine) <= set(reference) else list(zip(mine, reference, strict=True))
+    pairs = [(mine[ours], reference[theirs].astype(np.float32)) for ours, theirs in names]
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape:
+            raise ConversionError(f"The artifact's output has the shape {ours.shape}, Keras's {theirs.shape}.")
+    return pairs
+
+
+def _top(outputs: Outputs, role: str) -> int:
+    """Return the index of the answer; for one sigmoid, whether it is above one half."""
+    values = np.ravel(next(iter(outputs.values())))
+    return int(values[0] > 0.5) if role == "sigmoid" and values.size == 1 else int(values.argmax())

@@ -1,0 +1,245 @@
+"""A Transformer as frozen data: what every family reader makes, and every compressor and emitter takes.
+
+Dimensions in this module: ``V`` vocabulary, ``P`` positions, ``D`` model width, ``E`` embedding width, ``H`` attention heads,
+``K`` key/value heads, ``A`` width of one head, ``F`` feed-forward width, ``C`` classes.
+
+Weights are NumPy arrays (float32) held by the piece that uses them, laid out as Keras lays them out: a kernel is
+``(in, out)``. The same array object used in two places is one tensor in the artifact (tied embeddings, ALBERT's shared
+layers). `Linear.name` is the path of the Keras layer that the weights came from: reports and per-layer choices use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Activation",
+    "Attention",
+    "Embeddings",
+    "FeedForward",
+    "Float32",
+    "Head",
+    "HeadLayer",
+    "Layer",
+    "Linear",
+    "Norm",
+    "Output",
+    "Stack",
+    "TransformerSpec",
+    "parameters",
+]
+
+Float32 = NDArray[np.float32]
+
+Activation = Literal["linear", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
+Output = Literal["logits", "probabilities", "sigmoid", "embedding", "raw"]
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``y = x @ kernel + bias``; kernel ``(in, out)``, bias ``(out,)`` or None."""
+
+    name: str
+    kernel: Float32
+    bias: Float32 | None
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """Layer or RMS normalisation over the last axis; gamma ``(D,)``, beta ``(D,)`` or None."""
+
+    kind: Literal["layer", "rms"]
+    gamma: Float32
+    beta: Float32 | None
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Multi-head self-attention.
+
+    ``softmax(scale * q @ k^T + mask) @ v``, per head. The kernels are 2-D: query ``(D, H*A)``, key ``(D, K*A)``, value
+    ``(D, K*A)``, output ``(H*A, D)``; the columns of head h are ``[h*A, (h+1)*A)``.
+
+    Attributes:
+        scale: What the scores are multiplied with, usually ``1/sqrt(A)``.
+        causal: Whether a position sees only itself and those before it.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    scale: float
+    causal: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """``down(activation(up(x)))``, or ``down(activation(gate(x)) * up(x))`` where there is a gate."""
+
+    activation: Activation
+    up: Linear
+    down: Linear
+    gate: Linear | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One Transformer block: attention, then feed-forward, each with its residual and its norm.
+
+    ``norm_placement`` "post": ``x = norm(x + f(x))``; "pre": ``x = x + f(norm(x))``.
+    """
+
+    attention: Attention
+    attention_norm: Norm
+    feed_forward: FeedForward
+    feed_forward_norm: Norm
+    norm_placement: Literal["pre", "post"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Layers in order; `final_norm` comes after the last one (usual where norms are "pre")."""
+
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """``norm(token[ids] * token_scale + position[0..n] + segment[segment_ids])``, then `projection`.
+
+    Attributes:
+        token: ``(V, E)``.
+        token_scale: Factor on the token's row; 1.0 where there is none.
+        position: ``(P, E)``, learned or computed beforehand (sinusoidal); None where the model has none.
+        segment: ``(S, E)``; None where the model takes no segment ids.
+        norm: After the sum.
+        projection: ``(E, D)`` where the embeddings are narrower than the model (ALBERT).
+    """
+
+    token: Float32
+    position: Float32 | None
+    segment: Float32 | None = None
+    norm: Norm | None = None
+    projection: Linear | None = None
+    token_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLayer:
+    """A dense layer of the head, with its activation."""
+
+    linear: Linear
+    activation: Activation
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What makes the answer out of the encoder's ``(n, D)`` output.
+
+    Attributes:
+        pooling: ``first`` (the first token), ``mean`` or ``max`` (over the tokens; over those that are not padding if
+            `pooling_masked`), ``none`` (the whole sequence is the output).
+        layers: Dense layers after pooling, in order. The last has the activation "linear" even where the model ends in a
+            softmax: that is `output`.
+        output: What comes out. "logits": no softmax; "probabilities": a softmax is applied in the graph; "sigmoid": an
+            independent sigmoid a class, in the graph; "embedding" and "raw": as it is.
+        pooling_masked: Whether padding is left out of mean or max pooling.
+    """
+
+    pooling: Literal["first", "mean", "max", "none"]
+    layers: tuple[HeadLayer, ...]
+    output: Output
+    pooling_masked: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class TransformerSpec:
+    """A whole model.
+
+    Attributes:
+        family: The reader that made it, such as ``"bert"``.
+        name: The Keras model's name.
+        embeddings: Turns ids into vectors.
+        encoder: The layers.
+        head: Turns vectors into the answer.
+        mask: Which tokens count. ``input``: the model has a ``padding_mask`` input (1 = real token); ``nonzero``: token id 0
+            is padding (Keras's ``mask_zero``); ``none``: the model sees its padding.
+        token_input: The name of the ids' input, usually ``"token_ids"``.
+        mask_input: The name of the mask's input where `mask` is ``"input"``.
+        segment_input: The name of the segment ids' input where the embeddings have segments.
+        output_name: The name of the output.
+        max_length: The most tokens that the model takes; None where nothing bounds it (no position table).
+        fixed_length: The only length that the model takes (it sees its padding and its input has a fixed shape), or None.
+    """
+
+    family: str
+    name: str
+    embeddings: Embeddings
+    encoder: Stack
+    head: Head
+    mask: Literal["input", "nonzero", "none"]
+    token_input: str
+    output_name: str
+    max_length: int | None
+    mask_input: str | None = None
+    segment_input: str | None = None
+    fixed_length: int | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        return int(self.embeddings.token.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Width ``D`` of the encoder."""
+        projection = self.embeddings.projection
+        return int(projection.kernel.shape[1] if projection else self.embeddings.token.shape[1])
+
+    def describe(self) -> dict[str, int | float | str | bool | None]:
+        """Return the architecture in a few plain figures, for the manifest and for people."""
+        first = self.encoder.layers[0]
+        return {
+            "layers": len(self.encoder.layers),
+            "width": self.width,
+            "heads": first.attention.heads,
+            "head_dim": first.attention.head_dim,
+            "feed_forward": int(first.feed_forward.up.kernel.shape[1]),
+            "activation": first.feed_forward.activation,
+            "norm": first.norm_placement,
+            "vocabulary": self.vocabulary_size,
+            "max_length": self.max_length,
+            "mask": self.mask,
+            "pooling": self.head.pooling,
+            "output": self.head.output,
+        }
+
+
+def parameters(piece: object) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield every array of a spec, or of a piece of one, with its path. A shared array comes once, under its first path."""
+    seen: set[int] = set()
+
+    def walk(value: object, path: str) -> Iterator[tuple[str, NDArray[Any]]]:
+        if isinstance(value, np.ndarray):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield path, value
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                yield from walk(item, f"{path}.{index}")
+        elif is_dataclass(value):
+            for entry in fields(value):
+                yield from walk(getattr(value, entry.name), f"{path}.{entry.name}" if path else entry.name)
+
+    yield from walk(piece, "")

@@ -1,0 +1,39 @@
+"""The benchmark: how fast a bundle answers on this machine, and everything needed to judge that.
+
+>>> runs = benchmark(["small.edgelm", "large.edgelm"], deadline_s=0.02)
+>>> log.append(runs[0], "runs.jsonl")
+
+A `Run` is the record of one bundle in one runtime; `edgelm.report` makes a page of several.
+"""
+
+from edgelm.bench import log
+from edgelm.bench.measure import benchmark
+from edgelm.bench.run import (
+    FORMAT,
+    SCHEMA_VERSION,
+    Bucket,
+    BundleFacts,
+    Conditions,
+    Energy,
+    ProfileFacts,
+    Results,
+    Run,
+    Samples,
+    Settings,
+)
+
+__all__ = [
+    "FORMAT",
+    "SCHEMA_VERSION",
+    "Bucket",
+    "BundleFacts",
+    "Conditions",
+    "Energy",
+    "ProfileFacts",
+    "Results",
+    "Run",
+    "Samples",
+    "Settings",
+    "benchmark",
+    "log",
+]

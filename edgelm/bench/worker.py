@@ -1,0 +1,258 @@
+"""The process that is measured: it opens one bundle in one runtime, answers queries and reports their times.
+
+``python -m edgelm.bench.worker`` reads one request a line from stdin, and writes one reply a line to stdout. It holds
+nothing but that one bundle, so that its load time and its peak memory are the bundle's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dacite
+import edgelm_runtimes
+from edgelm_runtimes import Classification, Session, feed
+from edgelm_runtimes.machine import peak_memory_bytes
+
+from edgelm.bench.protocol import Failed, Load, Loaded, Measure, Measured, WarmedUp, WarmUp
+from edgelm.bench.run import Samples
+from edgelm.bench.statistics import settled
+from edgelm.bundle.golden import read_golden
+from edgelm.errors import EdgelmError, InputError
+
+__all__ = ["Answer", "Query", "Worker", "main", "measure", "warm_up"]
+
+_LEAST_WINDOW = 10
+_CONFIG = dacite.Config(strict=True, cast=[tuple])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a session tells of one query beside its result; None is not known.
+
+    Attributes:
+        tokenize_s: Text to ids.
+        run_s: Inside the runtime.
+        tokens: Tokens of the text.
+        sequence_length: At which it ran, padding included.
+        truncated: Whether the text was cut.
+    """
+
+    tokenize_s: float | None = None
+    run_s: float | None = None
+    tokens: int | None = None
+    sequence_length: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """One input.
+
+    Attributes:
+        ask: Answers it; this is what is timed.
+        tell: Says of what `ask` returned what is kept.
+    """
+
+    ask: Callable[[], Any]
+    tell: Callable[[Any], Answer]
+
+
+Clock = Callable[[], int]
+
+
+def measure(queries: Sequence[Query], request: Measure, *, clock: Clock = time.perf_counter_ns) -> Measured:
+    """Time queries, one after the other, and return the latencies.
+
+    The clock is read right before and right after the call. The garbage collector is off meanwhile: a collection would
+    be charged to whichever query it hits. (Reference counts still free everything that has no cycle.)
+
+    Args:
+        queries: One an input.
+        request: How many.
+        clock: Nanoseconds.
+    """
+    latencies: list[int] = []
+    answers: list[Answer] = []
+    truncated: set[int] = set()
+    count = len(queries)
+    if request.settle:
+        queries[request.first % count].ask()
+    gc.collect()
+    gc.disable()
+    try:
+        end = clock()
+        stop = end + round(request.seconds * 1e9)
+        index = request.first
+        while not latencies or (end < stop and len(latencies) < request.queries):
+            query = queries[index % count]
+            ask = query.ask
+            begin = clock()
+            told = ask()
+            end = clock()
+            latencies.append(end - begin)
+            answer = query.tell(told)
+            answers.append(answer)
+            if answer.truncated:
+                truncated.add(index % count)
+            index += 1
+    finally:
+        gc.enable()
+    return Measured(
+        samples=_samples(latencies, answers), truncated=tuple(sorted(truncated)), peak_memory_bytes=peak_memory_bytes()
+    )
+
+
+def warm_up(queries: Sequence[Query], request: WarmUp, *, clock: Clock = time.perf_counter_ns) -> WarmedUp:
+    """Answer queries until the p50 settles or a bound is reached, and return which."""
+    # Whole cycles through the inputs, so that two windows hold the same ones; not with so many that it takes for ever.
+    cycle = min(len(queries), _LEAST_WINDOW * 5)
+    window = cycle * -(-_LEAST_WINDOW // cycle)
+    latencies: list[float] = []
+    stop = clock() + round(request.seconds * 1e9)
+    while len(latencies) < request.queries:
+        begin = clock()
+        queries[len(latencies) % len(queries)].ask()
+        end = clock()
+        latencies.append((end - begin) / 1e9)
+        if len(latencies) % window == 0 and settled(latencies, window):
+            return WarmedUp(queries=len(latencies), settled=True)
+        if end >= stop:
+            break
+    return WarmedUp(queries=len(latencies), settled=False)
+
+
+class Worker:
+    """One bundle, open in one runtime. A context manager: it closes the bundle."""
+
+    def __init__(self) -> None:
+        self._queries: list[Query] = []
+        self._session: Session | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    def handle(self, data: Any) -> Loaded | WarmedUp | Measured:
+        """Do what a request asks.
+
+        Raises:
+            EdgelmError: It failed in an expected way.
+        """
+        if data["op"] == "load":
+            return self._load(dacite.from_dict(Load, data, _CONFIG))
+        if data["op"] == "warm_up":
+            return warm_up(self._queries, dacite.from_dict(WarmUp, data, _CONFIG))
+        return measure(self._queries, dacite.from_dict(Measure, data, _CONFIG))
+
+    def _load(self, request: Load) -> Loaded:
+        baseline = peak_memory_bytes()
+        begin = time.perf_counter()
+        session = edgelm_runtimes.load(request.path, runtime=request.runtime, threads=request.threads)
+        loaded = time.perf_counter()
+        self._session = session
+        self._queries = _queries(session, request)
+        asked = time.perf_counter()
+        self._queries[0].ask()
+        answered = time.perf_counter()
+        return Loaded(
+            facts=session.facts,
+            artifact_file=session.artifact.file,
+            input_count=len(self._queries),
+            load_s=loaded - begin,
+            first_inference_s=answered - asked,
+            baseline_memory_bytes=baseline,
+        )
+
+
+def _queries(session: Session, request: Load) -> list[Query]:
+    if request.texts is None:
+        cases = read_golden(Path(request.golden))
+        if not cases:
+            raise InputError("The bundle has no golden inputs to measure with: give texts.")
+        return [_query_arrays(session, case.inputs) for case in cases]
+    if session.manifest.task == "classify":
+        return [Query(partial(session.classify, text), _of_classification) for text in request.texts]
+    return [_query_embedding(session, text) for text in request.texts]
+
+
+def _query_arrays(session: Session, inputs: dict[str, Any]) -> Query:
+    port = feed.token_port(session.artifact.signatures[0])
+    tokens = None if port is None else inputs[port.name].shape[1]
+    return Query(partial(session.run, inputs), _always(session, tokens, truncated=False))
+
+
+def _query_embedding(session: Session, text: str) -> Query:
+    encoded = session.encode(text)
+    return Query(partial(session.embed, text), _always(session, len(encoded.ids), truncated=encoded.truncated))
+
+
+def _always(session: Session, tokens: int | None, *, truncated: bool) -> Callable[[Any], Answer]:
+    """Return what there is to tell of a query where the answer itself tells nothing."""
+    length = None if tokens is None else feed.smallest(session.artifact.signatures, tokens).sequence_length or tokens
+    answer = Answer(tokens=tokens, sequence_length=length, truncated=truncated)
+    return lambda _: answer
+
+
+def _of_classification(told: Classification) -> Answer:
+    return Answer(told.timing.tokenize_s, told.timing.run_s, told.tokens, told.sequence_length, told.truncated)
+
+
+def _samples(latencies: list[int], answers: list[Answer]) -> Samples:
+    return Samples(
+        latency_s=tuple(latency / 1e9 for latency in latencies),
+        tokenize_s=_seconds([answer.tokenize_s for answer in answers]),
+        run_s=_seconds([answer.run_s for answer in answers]),
+        tokens=_counts([answer.tokens for answer in answers]),
+        sequence_length=_counts([answer.sequence_length for answer in answers]),
+    )
+
+
+def _seconds(values: list[float | None]) -> tuple[float, ...] | None:
+    # The clock counts nanoseconds; further digits are the noise of a subtraction, and a megabyte of them.
+    known = tuple(round(value, 9) for value in values if value is not None)
+    return known if len(known) == len(values) else None
+
+
+def _counts(values: list[int | None]) -> tuple[int, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    # Ctrl-C goes to every process of the terminal; the benchmark decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The benchmark went away, or was interrupted and wants no more replies.
+    with contextlib.suppress(BrokenPipeError):
+        _serve()
+
+
+def _serve() -> None:
+    # What a runtime prints must not come between the replies: stdout becomes stderr for everyone but us.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies, Worker() as worker:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            try:
+                reply: Loaded | WarmedUp | Measured | Failed = worker.handle(json.loads(line))
+            except EdgelmError as error:
+                reply = Failed(error=type(error).__name__, message=str(error))
+            replies.write(json.dumps(asdict(reply)) + "\n")
+            replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The bundle: one folder, or one zip file, that holds everything a device needs to run a model."""
+
+from edgelm.bundle.golden import GoldenCase, write_golden
+from edgelm.bundle.manifest import (
+    FORMAT,
+    SCHEMA_VERSION,
+    Accuracy,
+    Artifact,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    Parity,
+    Port,
+    RuntimeRecord,
+    Signature,
+    TokenizerRecord,
+)
+from edgelm.bundle.reader import Bundle, open_bundle
+from edgelm.bundle.writer import BundleWriter, pack
+
+__all__ = [
+    "FORMAT",
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "Artifact",
+    "Bundle",
+    "BundleWriter",
+    "FileRecord",
+    "GoldenCase",
+    "Manifest",
+    "ModelRecord",
+    "Parity",
+    "Port",
+    "RuntimeRecord",
+    "Signature",
+    "TokenizerRecord",
+    "open_bundle",
+    "pack",
+    "write_golden",
+]

@@ -1,0 +1,274 @@
+"""The manifest of a bundle: typed, versioned, strict.
+
+``manifest.json`` is the first file that a device reads. It says what the bundle is, what was done to the model and what
+that cost, which files belong to it (with their SHA-256), how to call each of them, and which runtimes were seen to run
+them. Its JSON schema is ``manifest.schema.json`` beside this file, made from these classes and checked by a test.
+
+The schema version is one integer. A reader opens every version up to its own, and refuses a newer one: a field that it
+does not know could change what the others mean.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import dacite
+
+from edgelm.errors import BundleError
+
+__all__ = [
+    "FORMAT",
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "Artifact",
+    "FileRecord",
+    "Manifest",
+    "ModelRecord",
+    "Parity",
+    "Port",
+    "RuntimeRecord",
+    "Signature",
+    "TokenizerRecord",
+]
+
+FORMAT = "edgelm-bundle"
+SCHEMA_VERSION = 1
+
+Task = Literal["classify", "embed", "raw"]
+Role = Literal[
+    "token_ids", "padding_mask", "segment_ids", "features", "logits", "probabilities", "sigmoid", "embedding", "raw"
+]
+Padding = Literal["masked", "full", "none"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a signature.
+
+    Attributes:
+        name: The name inside the model file.
+        dtype: NumPy's name, such as ``"int32"``.
+        shape: One entry a dimension; None where it is free.
+        role: What the values are. ``logits`` want a softmax, ``probabilities`` are one distribution, ``sigmoid`` holds an
+            independent probability per label.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One way to call a model file.
+
+    Attributes:
+        name: The signature's name in a TFLite file; ``"main"`` in an ONNX file.
+        sequence_length: Tokens that it takes; None where that is free, or where the model has no sequence.
+        inputs: In the order of the file.
+        outputs: In the order of the file.
+    """
+
+    name: str
+    sequence_length: int | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an artifact's numbers are from Keras's, in one runtime.
+
+    Attributes:
+        samples: Inputs compared.
+        inputs: ``"real"`` (the user's data) or ``"random"`` (valid ids drawn at random).
+        max_abs_error: The largest difference of any output element, in the output's unit.
+        reference_range: The largest absolute value among the reference's outputs: what the error is to be held against.
+        bound: What `max_abs_error` had to stay under.
+        agreement: Share of the samples with the same top label; None where the output is not a choice.
+        agreement_bound: What `agreement` had to reach.
+        reason: Why these bounds.
+    """
+
+    samples: int
+    inputs: Literal["real", "random"]
+    max_abs_error: float
+    reference_range: float
+    bound: float
+    agreement: float | None
+    agreement_bound: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on the user's labelled data, of Keras and of the artifact."""
+
+    data: str
+    samples: int
+    keras: float
+    artifact: float
+
+
+@dataclass(frozen=True)
+class RuntimeRecord:
+    """A runtime, and whether it may open the artifact.
+
+    Attributes:
+        runtime: ``litert``, ``tflite`` or ``onnx``.
+        status: ``verified`` (ran here, inside the bound), ``untested``, or ``refused`` (known to fail or to be wrong).
+        version: Of the runtime that verified it.
+        reason: Why it is refused or untested.
+    """
+
+    runtime: str
+    status: Literal["verified", "untested", "refused"]
+    version: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model file of the bundle, in one format.
+
+    Attributes:
+        format: ``tflite`` or ``onnx``.
+        file: The file to open, relative to the bundle.
+        data_files: Further files that it reads (external weights).
+        size_bytes: All of them together.
+        signatures: Ordered by sequence length.
+        runtimes: Which runtimes may open it.
+        parity: Against Keras, in the first verified runtime.
+        accuracy: Where labelled data was given.
+        operators: Count of each operator in one pass through the model.
+        notes: What was skipped, kept in float, or done otherwise than asked.
+    """
+
+    format: Literal["tflite", "onnx"]
+    file: str
+    data_files: tuple[str, ...]
+    size_bytes: int
+    signatures: tuple[Signature, ...]
+    runtimes: tuple[RuntimeRecord, ...]
+    parity: Parity
+    accuracy: Accuracy | None
+    operators: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The Keras model that this came from.
+
+    Attributes:
+        source: File name or class of the model.
+        name: The Keras model's name.
+        path: ``recognised`` (turned into a TransformerSpec) or ``traced`` (taken as an opaque graph).
+        family: The family reader, or None where traced.
+        reason: Why it was traced.
+        parameters: Number of weights.
+        architecture: Layers, width, heads and so on, as the family reader saw them.
+    """
+
+    source: str
+    name: str
+    path: Literal["recognised", "traced"]
+    family: str | None
+    reason: str | None
+    parameters: int
+    architecture: dict[str, int | float | str | bool | None]
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer in the bundle, and how a session uses it.
+
+    Attributes:
+        file: A Hugging Face ``tokenizer.json``.
+        pad_id: The id that fills up a bucket.
+        max_length: Tokens after which a text is cut; the cut is reported, never silent.
+        vocabulary_size: Ids are below this.
+    """
+
+    file: str
+    pad_id: int
+    max_length: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 (hex) of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known about a bundle.
+
+    Attributes:
+        task: What a session does with it. ``raw`` takes and gives arrays.
+        padding: ``masked``: padding never changes the answer, so the smallest bucket is used; ``full``: the model sees its
+            padding, so every input is filled up to its one length; ``none``: there is no sequence.
+        recipe: As ai-edge-quantizer names it, such as ``dynamic_wi8_afp32``.
+        labels: In the order of the output; None where the model has none.
+        golden: The file of golden vectors: inputs, with Keras's outputs.
+        files: Every file of the bundle but the manifest itself.
+        tool_versions: Packages that made it.
+    """
+
+    format: str
+    schema_version: int
+    name: str
+    created: str
+    task: Task
+    padding: Padding
+    recipe: str
+    model: ModelRecord
+    artifacts: tuple[Artifact, ...]
+    tokenizer: TokenizerRecord | None
+    labels: tuple[str, ...] | None
+    golden: str
+    files: dict[str, FileRecord]
+    tool_versions: dict[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """Return the manifest as it stands in ``manifest.json``."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest, strictly.
+
+        Raises:
+            BundleError: It is not a manifest, is of a newer schema, lacks a field, or has one too many.
+        """
+        try:
+            data: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(
+                f"manifest.json is not valid JSON ({error}): the bundle is damaged; copy it again."
+            ) from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise BundleError("manifest.json is not an edgelm manifest: this folder is not an edgelm bundle.")
+        version = data.get("schema_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise BundleError(f"manifest.json has the schema version {version!r}, which no edgelm ever wrote.")
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"This bundle has schema version {version}, and this edgelm reads up to {SCHEMA_VERSION}. "
+                "Update edgelm on this device, or convert again with the older version."
+            )
+        try:
+            return dacite.from_dict(cls, data, _STRICT)
+        except (dacite.DaciteError, TypeError, ValueError, RecursionError) as error:
+            raise BundleError(f"manifest.json does not follow its schema ({error}): the bundle is damaged.") from error
+
+
+_STRICT = dacite.Config(strict=True, cast=[tuple])

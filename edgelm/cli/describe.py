@@ -1,0 +1,107 @@
+"""Manifests for people: rows of text, made without printing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgelm.bundle import Accuracy, Artifact, Manifest, Parity, RuntimeRecord
+from edgelm.cli.output import size
+
+if TYPE_CHECKING:
+    from edgelm_runtimes import RuntimeCheck, VerifyReport
+
+__all__ = ["artifact_rows", "manifest_rows", "summary_row", "verify_rows"]
+
+Rows = list[tuple[str, ...]]
+
+
+def manifest_rows(manifest: Manifest) -> Rows:
+    """Return what a bundle is and how it was made."""
+    model, tokenizer = manifest.model, manifest.tokenizer
+    tools = ", ".join(f"{name} {version}" for name, version in manifest.tool_versions.items())
+    return [
+        ("name", manifest.name),
+        ("task", manifest.task + (f", {len(manifest.labels)} labels" if manifest.labels else "")),
+        ("model", f"{model.source} ({model.name}), {model.parameters:,} parameters"),
+        ("read as", f"{model.family}, recognised" if model.family else f"traced: {model.reason}"),
+        *(("", f"{key.replace('_', ' ')}: {value}") for key, value in model.architecture.items()),
+        ("recipe", manifest.recipe),
+        ("padding", manifest.padding),
+        (
+            "tokenizer",
+            f"{tokenizer.vocabulary_size:,} ids, at most {tokenizer.max_length} a text"
+            if tokenizer
+            else "none: the model takes ids or arrays",
+        ),
+        ("made", f"{manifest.created} with {tools}"),
+        *(("note", note) for note in manifest.notes),
+    ]
+
+
+def artifact_rows(artifact: Artifact) -> Rows:
+    """Return what one model file is, and what was seen of it."""
+    signatures = ", ".join(signature.name for signature in artifact.signatures)
+    operators = sorted(artifact.operators.items(), key=lambda item: -item[1])
+    return [
+        (artifact.file, f"{size(artifact.size_bytes)}, signatures {signatures}"),
+        ("against Keras", _parity(artifact.parity)),
+        ("accuracy", _accuracy(artifact.accuracy)),
+        *((f"in {record.runtime}", _runtime(record)) for record in artifact.runtimes),
+        ("operators", ", ".join(f"{count} {name}" for name, count in operators)),
+        *(("note", note) for note in artifact.notes),
+    ]
+
+
+def summary_row(artifact: Artifact) -> tuple[str, ...]:
+    """Return an artifact in one row: format, bytes, where it was checked, error, agreement, accuracy."""
+    parity, accuracy, runtime = artifact.parity, artifact.accuracy, artifact.runtimes[0]
+    return (
+        artifact.format,
+        size(artifact.size_bytes),
+        f"{parity.samples:,} {parity.inputs} inputs, {runtime.runtime} {runtime.version}",
+        f"{parity.max_abs_error:.2g} of {parity.reference_range:.3g} (bound {parity.bound:.2g})",
+        "—" if parity.agreement is None else f"{parity.agreement:.2%}",
+        "not measured" if accuracy is None else f"{accuracy.artifact:.2%} (Keras {accuracy.keras:.2%})",
+    )
+
+
+def verify_rows(report: VerifyReport) -> Rows:
+    """Return what a bundle's check of itself found."""
+    rows: Rows = [("files", f"{report.files} as they were written")]
+    if report.tokenizer is not None:
+        check = report.tokenizer
+        rows.append(
+            ("tokenizer", f"{check.cases} texts, " + ("the same ids" if check.passed else f"failed: {check.reason}"))
+        )
+    return rows + [(check.runtime, _check(check)) for check in report.runtimes]
+
+
+def _check(check: RuntimeCheck) -> str:
+    if check.status == "skipped":
+        return f"skipped: {check.reason}"
+    agreement = "" if check.agreement is None else f", same label on {check.agreement:.1%}"
+    error = (
+        "" if check.max_abs_error is None else f", off by at most {check.max_abs_error:.2g} (bound {check.bound:.2g})"
+    )
+    reason = f": {check.reason}" if check.reason else ""
+    return f"{check.status} in version {check.version}, {check.runs} runs{error}{agreement}{reason}"
+
+
+def _parity(parity: Parity) -> str:
+    agreement = "" if parity.agreement is None else f", same label on {parity.agreement:.2%}"
+    return (
+        f"off by at most {parity.max_abs_error:.3g} on outputs up to {parity.reference_range:.3g} "
+        f"(bound {parity.bound:.3g}){agreement}, {parity.samples:,} {parity.inputs} inputs"
+    )
+
+
+def _accuracy(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "not measured (no labelled data)"
+    return f"{accuracy.artifact:.2%}, Keras {accuracy.keras:.2%} ({accuracy.samples:,} samples of {accuracy.data})"
+
+
+def _runtime(record: RuntimeRecord) -> str:
+    version = f" with {record.version}" if record.version else ""
+    reason = f": {record.reason}" if record.reason else ""
+    return f"{record.status}{version}{reason}"

@@ -1,0 +1,84 @@
+"""``edgelm run``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgelm.cli.output import complain, json_option, print_json, runtime_options
+from edgelm.errors import InputError
+
+if TYPE_CHECKING:
+    from edgelm_runtimes import Session
+
+__all__ = ["run"]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("--top", default=1, show_default=True, type=click.IntRange(1, 1000), help="Labels to show.")
+@click.option("--arrays", type=click.Path(path_type=Path), help="An .npz with the raw inputs, instead of texts.")
+@runtime_options
+@json_option
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    top: int,
+    arrays: Path | None,
+    runtime: str | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Run BUNDLE on each TEXT, or on each line of stdin."""
+    from edgelm_runtimes import load
+
+    with load(bundle, runtime=runtime, device=device, threads=threads) as session:
+        if arrays is not None:
+            _run_arrays(session, arrays)
+        elif session.manifest.task == "classify":
+            for text in texts or _lines():
+                _print_answer(session, text, top, as_json=as_json)
+        elif session.manifest.task == "embed":
+            for text in texts or _lines():
+                print_json(session.embed(text).tolist())
+        else:
+            raise InputError("This bundle takes arrays and gives arrays: name an .npz of its inputs with --arrays.")
+
+
+def _lines() -> Iterable[str]:
+    if sys.stdin.isatty():
+        complain("reading a text a line; end with Ctrl-D")
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _print_answer(session: Session, text: str, top: int, *, as_json: bool) -> None:
+    answer = session.classify(text, top=top)
+    if answer.truncated:
+        complain(f"the text was cut to its first {answer.tokens} tokens, the most that this model takes")
+    if as_json:
+        print_json({"text": text, **asdict(answer)})
+        return
+    ranking = "  ".join(f"{label} {score:.3f}" for label, score in answer.ranking)
+    click.echo(f"{ranking}  ({answer.timing.total_s * 1e3:.2f} ms, {answer.tokens} tokens)")
+
+
+def _run_arrays(session: Session, path: Path) -> None:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            inputs = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a plain .npz of arrays ({error}).") from error
+    print_json({name: value.tolist() for name, value in session.run(inputs).items()})

@@ -1,0 +1,1 @@
+"""One module for each runtime, imported on demand: see `edgelm_runtimes.registry`."""

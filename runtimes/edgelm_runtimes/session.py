@@ -1,0 +1,329 @@
+"""What an application calls: a bundle, opened in one runtime, that answers texts or arrays."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.bundle import Artifact, Bundle, Manifest, Port, Signature, open_bundle
+from edgelm.errors import ExecutionError, InputError
+from edgelm_runtimes import feed
+from edgelm_runtimes.program import Arrays, Program, ProgramFacts, ProgramOptions
+from edgelm_runtimes.registry import choose_artifact, default_runtime, default_threads, open_program
+from edgelm_runtimes.text import Encoded, Encoder, open_encoder
+
+__all__ = ["Classification", "Session", "Timing", "load"]
+
+Clock = Callable[[], float]
+
+_CHOICES = ("logits", "probabilities", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one answer went.
+
+    Attributes:
+        tokenize_s: From the text to its ids.
+        run_s: Inside the runtime, with the copying of inputs and outputs.
+        total_s: All of it.
+    """
+
+    tokenize_s: float
+    run_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to one text.
+
+    Attributes:
+        label: The best label; its index as a string where the bundle names none.
+        score: Its probability, in [0, 1].
+        ranking: The best labels with their scores, best first, as many as were asked for.
+        tokens: Tokens of the text, with the special ones.
+        truncated: Whether the end of the text was cut off, as the model takes no more.
+        sequence_length: Tokens that the model was run with, padding included.
+        timing: Where the time went.
+    """
+
+    label: str
+    score: float
+    ranking: tuple[tuple[str, float], ...]
+    tokens: int
+    truncated: bool
+    sequence_length: int
+    timing: Timing
+
+
+class Session:
+    """A bundle in a runtime. A context manager: `close` gives back the memory.
+
+    Safe to use from several threads: they tokenize side by side and run one after the other. For parallel runs, load
+    the bundle several times.
+
+    Args:
+        bundle: Opened; the session closes it.
+        artifact: One of the bundle's.
+        program: The artifact, opened in a runtime; the session closes it.
+        clock: Gives seconds; for tests.
+
+    Attributes:
+        artifact: The model file that is used.
+        load_s: Seconds that `load` took, None where the session was put together by hand.
+    """
+
+    def __init__(self, bundle: Bundle, artifact: Artifact, program: Program, *, clock: Clock = perf_counter) -> None:
+        self.artifact = artifact
+        self.load_s: float | None = None
+        self._bundle = bundle
+        self._program = program
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._closed = False
+        record = bundle.manifest.tokenizer
+        self._encoder: Encoder | None = open_encoder(bundle.path(record.file), record) if record else None
+        self._pad_id = record.pad_id if record else 0
+        self._vocabulary = _vocabulary(bundle.manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    @property
+    def facts(self) -> ProgramFacts:
+        """What really runs it."""
+        return self._program.facts
+
+    def encode(self, text: str) -> Encoded:
+        """Return the token ids of a text, cut to the length that the model takes.
+
+        Raises:
+            InputError: The text is empty or no text, or the bundle has no tokenizer.
+        """
+        self._check_open()
+        if self._encoder is None:
+            raise InputError(f"The bundle '{self.manifest.name}' has no tokenizer: give token ids to run() instead.")
+        return self._encoder.encode(text)
+
+    @overload
+    def classify(self, texts: str, *, top: int = 1) -> Classification: ...
+    @overload
+    def classify(self, texts: list[str] | tuple[str, ...], *, top: int = 1) -> list[Classification]: ...
+    def classify(
+        self, texts: str | list[str] | tuple[str, ...], *, top: int = 1
+    ) -> Classification | list[Classification]:
+        """Return the best labels of a text, or of each of several.
+
+        Several texts are run one after the other: a batch needs every text at the length of the longest, and on the CPUs
+        that this is for it is no faster.
+
+        Args:
+            texts: One text, or several.
+            top: Labels in `Classification.ranking`.
+
+        Raises:
+            InputError: A text is empty, or the model does not classify texts.
+            ExecutionError: The runtime failed, or the session is closed.
+        """
+        self._check_open()
+        port = self.artifact.signatures[0].outputs[0]
+        if port.role not in _CHOICES:
+            raise InputError(
+                f"The model does not classify: its output '{port.name}' is '{port.role}'. Use embed() or run()."
+            )
+        if top < 1:
+            raise InputError(f"top is the number of labels to return, at least 1, and {top} was given.")
+        if isinstance(texts, str):
+            return self._classify(texts, port, top)
+        return [self._classify(text, port, top) for text in _several(texts)]
+
+    @overload
+    def embed(self, texts: str) -> NDArray[np.float32]: ...
+    @overload
+    def embed(self, texts: list[str] | tuple[str, ...]) -> list[NDArray[np.float32]]: ...
+    def embed(self, texts: str | list[str] | tuple[str, ...]) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return the model's output for a text, or for each of several, as the model gives it.
+
+        Args:
+            texts: One text, or several.
+
+        Returns:
+            float32: ``(D,)`` where the model pools, ``(T, D)`` with a row for each token (special ones included, padding
+            not) where it does not.
+
+        Raises:
+            InputError: A text is empty, or the model classifies.
+            ExecutionError: The runtime failed, or the session is closed.
+        """
+        self._check_open()
+        port = self.artifact.signatures[0].outputs[0]
+        if port.role in _CHOICES:
+            raise InputError("The model classifies, it gives no embedding. Use classify().")
+        if isinstance(texts, str):
+            return self._embed(texts, port)
+        return [self._embed(text, port) for text in _several(texts)]
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        """Run the model on arrays.
+
+        Token ids need no padding: the shortest signature that takes them is used, and what is padded is cut off again.
+
+        Args:
+            inputs: Every input by the name that the manifest gives it, with its batch axis: ids are ``(1, T)``. Dtypes are
+                converted where nothing is lost.
+
+        Returns:
+            Every output by name, with its batch axis.
+
+        Raises:
+            InputError: A name, dtype, shape or token id does not fit.
+            ExecutionError: The runtime failed, or the session is closed.
+        """
+        self._check_open()
+        signatures = self.artifact.signatures
+        arrays = feed.check_arrays(signatures, inputs, self._vocabulary)
+        tokens = feed.token_port(signatures[0])
+        if tokens is None:
+            return self._run(signatures[0], arrays)
+        count = arrays[tokens.name].shape[1]
+        signature = feed.smallest(signatures, count)
+        outputs = self._run(signature, feed.fill(signature, arrays, self._pad_id))
+        return feed.cut(outputs, signature.sequence_length, count)
+
+    def close(self) -> None:
+        """Give back the memory, and remove what was unpacked. Closing twice does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._program.close()
+                self._bundle.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ExecutionError("This session was closed: load the bundle again.")
+
+    def _run(self, signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        with self._lock:
+            self._check_open()
+            return self._program.run(signature, inputs)
+
+    def _run_text(self, encoded: Encoded) -> tuple[Arrays, Signature]:
+        signature = feed.smallest(self.artifact.signatures, len(encoded.ids))
+        inputs = feed.fill_text(signature, encoded.ids, encoded.segments, self._pad_id)
+        return self._run(signature, inputs), signature
+
+    def _classify(self, text: str, port: Port, top: int) -> Classification:
+        start = self._clock()
+        encoded = self.encode(text)
+        tokenized = self._clock()
+        outputs, signature = self._run_text(encoded)
+        ran = self._clock()
+        ranking = _rank(_scores(outputs[port.name], port.role), self.manifest.labels, top)
+        return Classification(
+            label=ranking[0][0],
+            score=ranking[0][1],
+            ranking=ranking,
+            tokens=len(encoded.ids),
+            truncated=encoded.truncated,
+            sequence_length=signature.sequence_length or len(encoded.ids),
+            timing=Timing(tokenized - start, ran - tokenized, self._clock() - start),
+        )
+
+    def _embed(self, text: str, port: Port) -> NDArray[np.float32]:
+        encoded = self.encode(text)
+        outputs, signature = self._run_text(encoded)
+        values = feed.cut(outputs, signature.sequence_length, len(encoded.ids))[port.name]
+        return np.asarray(values[0], np.float32)
+
+
+def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", threads: int | None = None) -> Session:
+    """Open a bundle and get it ready to answer.
+
+    Args:
+        path: A bundle: a folder or a file ``NAME.edgelm``.
+        runtime: ``litert``, ``onnx`` or ``tflite``; None takes an installed one that the bundle was verified in.
+        device: ``cpu``.
+        threads: Of the runtime; None takes the cores that this process may use, at most 4, and 1 for a small model.
+
+    Raises:
+        BundleError: The bundle is missing, damaged, or too new.
+        RuntimeUnavailableError: No runtime is installed that can run it, or the one asked for cannot.
+        MissingPackageError: The runtime asked for is not installed.
+    """
+    start = perf_counter()
+    bundle = open_bundle(path)
+    try:
+        name = default_runtime(bundle.manifest) if runtime is None else runtime
+        artifact = choose_artifact(bundle.manifest, name)
+        options = ProgramOptions(device, default_threads(bundle.manifest) if threads is None else threads)
+        program = open_program(name, bundle.path(artifact.file), artifact.signatures, options)
+        try:
+            session = Session(bundle, artifact, program)
+        except BaseException:
+            program.close()
+            raise
+    except BaseException:
+        bundle.close()
+        raise
+    session.load_s = perf_counter() - start
+    return session
+
+
+def _vocabulary(manifest: Manifest) -> int | None:
+    """Return what token ids have to be below, where anything in the manifest says so."""
+    if manifest.tokenizer is not None:
+        return manifest.tokenizer.vocabulary_size
+    known = manifest.model.architecture.get("vocabulary")
+    return known if isinstance(known, int) else None
+
+
+def _several(texts: list[str] | tuple[str, ...]) -> list[str]:
+    if not isinstance(texts, (list, tuple)):
+        raise InputError(f"A text or a list of texts was expected, and {type(texts).__name__} was given.")
+    return list(texts)
+
+
+def _scores(output: NDArray[Any], role: str) -> NDArray[np.float64]:
+    """Return the probability of each label; a single output is the probability of the second of two."""
+    if output.ndim > 2 or (output.ndim == 2 and output.shape[0] != 1):
+        raise InputError(
+            f"The model gives an answer for each token (its output is {list(output.shape)}), not one for the text: use run()."
+        )
+    values = np.asarray(output, np.float64).ravel()
+    if not np.isfinite(values).all():
+        raise ExecutionError(
+            "The model answered with NaN or infinity: check the bundle on this device with 'edgelm verify'."
+        )
+    if values.size == 1:
+        score = 1 / (1 + math.exp(-min(max(values[0], -700.0), 700.0))) if role == "logits" else values[0]
+        return np.array([1 - score, score])
+    if role == "logits":
+        values = np.exp(values - values.max())
+        values /= values.sum()
+    return values
+
+
+def _rank(scores: NDArray[np.float64], labels: Sequence[str] | None, top: int) -> tuple[tuple[str, float], ...]:
+    """Return the best labels with their scores, best first; of equal ones, the first."""
+    best = [int(scores.argmax())] if top == 1 else np.argsort(-scores, kind="stable")[:top].tolist()
+    return tuple((labels[index] if labels else str(index), float(scores[index])) for index in best)

@@ -1,0 +1,136 @@
+"""A Transformer spec computed in plain NumPy, in float64, straight from the definitions: what the emitters are held to.
+
+Shapes: ``B`` inputs, ``n`` tokens, ``D`` width, ``H`` heads, ``A`` width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, TransformerSpec
+from numpy.typing import NDArray
+
+__all__ = ["forward"]
+
+Float64 = NDArray[np.float64]
+
+_ERF = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def forward(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64:
+    """Return the model's output for int inputs ``(B, n)`` by name: ``(B, C)``, or ``(B, n, C)`` without pooling."""
+    tokens = inputs[spec.token_input]
+    real = _real_tokens(spec, inputs)
+    x = _embed(spec, inputs)
+    visible = np.broadcast_to(real[:, None, None, :], (len(tokens), 1, tokens.shape[1], tokens.shape[1]))
+    for layer in spec.encoder.layers:
+        x = _layer(layer, x, visible)
+    if spec.encoder.final_norm is not None:
+        x = _norm(spec.encoder.final_norm, x)
+    x = _pool(spec, x, real)
+    for head_layer in spec.head.layers:
+        x = _activate(head_layer.activation, _linear(head_layer.linear, x))
+    if spec.head.output == "probabilities":
+        return _softmax(x)
+    return _activate("sigmoid", x) if spec.head.output == "sigmoid" else x
+
+
+def _real_tokens(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    tokens = inputs[spec.token_input]
+    if spec.mask == "input":
+        assert spec.mask_input is not None
+        return inputs[spec.mask_input] != 0
+    return tokens != 0 if spec.mask == "nonzero" else np.ones(tokens.shape, np.bool_)
+
+
+def _embed(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64:
+    parts = spec.embeddings
+    tokens = inputs[spec.token_input]
+    x = parts.token[tokens].astype(np.float64) * parts.token_scale
+    if parts.position is not None:
+        x = x + parts.position[: tokens.shape[1]]
+    if parts.segment is not None:
+        assert spec.segment_input is not None
+        x = x + parts.segment[inputs[spec.segment_input]]
+    if parts.norm is not None:
+        x = _norm(parts.norm, x)
+    return _linear(parts.projection, x) if parts.projection is not None else x
+
+
+def _layer(layer: Layer, x: Float64, visible: NDArray[np.bool_]) -> Float64:
+    if layer.norm_placement == "pre":
+        x = x + _attention(layer.attention, _norm(layer.attention_norm, x), visible)
+        return x + _feed_forward(layer.feed_forward, _norm(layer.feed_forward_norm, x))
+    x = _norm(layer.attention_norm, x + _attention(layer.attention, x, visible))
+    return _norm(layer.feed_forward_norm, x + _feed_forward(layer.feed_forward, x))
+
+
+def _attention(attention: Attention, x: Float64, visible: NDArray[np.bool_]) -> Float64:
+    query = _heads(_linear(attention.query, x), attention.heads)
+    repeats = attention.heads // attention.kv_heads
+    key = _heads(_linear(attention.key, x), attention.kv_heads).repeat(repeats, axis=1)
+    value = _heads(_linear(attention.value, x), attention.kv_heads).repeat(repeats, axis=1)
+    if attention.causal:
+        visible = visible & np.tri(x.shape[1], dtype=np.bool_)
+    scores = np.where(visible, attention.scale * query @ key.swapaxes(-1, -2), -1e30)
+    mixed = (_softmax(scores) @ value).swapaxes(1, 2)
+    return _linear(attention.output, mixed.reshape(*x.shape[:2], -1))
+
+
+def _heads(x: Float64, heads: int) -> Float64:
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _feed_forward(feed_forward: FeedForward, x: Float64) -> Float64:
+    hidden = _linear(feed_forward.up, x)
+    if feed_forward.gate is None:
+        hidden = _activate(feed_forward.activation, hidden)
+    else:
+        hidden = _activate(feed_forward.activation, _linear(feed_forward.gate, x)) * hidden
+    return _linear(feed_forward.down, hidden)
+
+
+def _linear(linear: Linear, x: Float64) -> Float64:
+    y = x @ linear.kernel.astype(np.float64)
+    return y if linear.bias is None else y + linear.bias
+
+
+def _norm(norm: Norm, x: Float64) -> Float64:
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.eps) * norm.gamma
+    return y if norm.beta is None else y + norm.beta
+
+
+def _pool(spec: TransformerSpec, x: Float64, real: NDArray[np.bool_]) -> Float64:
+    pooling = spec.head.pooling
+    if pooling == "none":
+        return x
+    if pooling == "first":
+        return x[:, 0]
+    counted = real[..., None] if spec.head.pooling_masked else np.ones((*real.shape, 1), np.bool_)
+    if pooling == "max":
+        return np.where(counted, x, -np.inf).max(axis=1)
+    return np.where(counted, x, 0.0).sum(axis=1) / counted.sum(axis=1)
+
+
+def _softmax(x: Float64) -> Float64:
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _activate(activation: Activation, x: Float64) -> Float64:
+    if activation == "relu":
+        return np.maximum(x, 0.0)
+    if activation == "gelu":
+        return 0.5 * x * (1.0 + _ERF(x / math.sqrt(2.0)))
+    if activation == "gelu_tanh":
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    if activation == "silu":
+        return x / (1.0 + np.exp(-x))
+    if activation == "tanh":
+        return np.tanh(x)
+    return 1.0 / (1.0 + np.exp(-x)) if activation == "sigmoid" else x

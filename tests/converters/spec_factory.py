@@ -1,0 +1,161 @@
+"""Small random Transformers for the emitters' tests, with every option of a spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from edgelm_converters.spec import (
+    Activation,
+    Attention,
+    Embeddings,
+    FeedForward,
+    Head,
+    HeadLayer,
+    Layer,
+    Linear,
+    Norm,
+    Output,
+    Stack,
+    TransformerSpec,
+)
+from numpy.typing import NDArray
+
+__all__ = ["random_inputs", "random_spec"]
+
+
+class _Draw:
+    """Random weights of a size that keeps activations near 1."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def array(self, *shape: int, spread: float, middle: float = 0.0) -> NDArray[np.float32]:
+        return (middle + spread * self.generator.standard_normal(shape)).astype(np.float32)
+
+    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool) -> Linear:
+        kernel = self.array(inputs, outputs, spread=inputs**-0.5)
+        return Linear(name, kernel, self.array(outputs, spread=0.1) if bias else None)
+
+    def norm(self, kind: Any, width: int, eps: float) -> Norm:
+        beta = self.array(width, spread=0.1) if kind == "layer" else None
+        return Norm(kind, self.array(width, spread=0.2, middle=1.0), beta, eps)
+
+
+def random_spec(
+    *,
+    layers: int = 2,
+    width: int = 16,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    feed_forward: int = 32,
+    vocabulary: int = 50,
+    positions: int | None = 64,
+    segments: int | None = None,
+    embedding_width: int | None = None,
+    embedding_norm: bool = True,
+    token_scale: float = 1.0,
+    norm: str = "layer",
+    norm_placement: str = "post",
+    final_norm: bool = False,
+    eps: float = 1e-5,
+    activation: Activation = "gelu",
+    gated: bool = False,
+    biases: bool = True,
+    causal: bool = False,
+    shared_layers: bool = False,
+    mask: str = "nonzero",
+    pooling: str = "mean",
+    pooling_masked: bool = True,
+    head: tuple[tuple[int, Activation], ...] = ((8, "tanh"), (5, "linear")),
+    output: Output = "logits",
+    seed: int = 0,
+) -> TransformerSpec:
+    """Return a spec with random float32 weights.
+
+    Args:
+        head_dim: Of one head; width / heads where None.
+        embedding_width: Narrower embeddings with a projection to `width`, as ALBERT's.
+        head: Width and activation of each head layer.
+        shared_layers: Every layer is the same object, as ALBERT's.
+        seed: Of the weights.
+    """
+    draw = _Draw(seed)
+    kv_heads = kv_heads or heads
+    head_dim = head_dim or width // heads
+    narrow = embedding_width or width
+
+    def layer(index: int) -> Layer:
+        name = f"layer_{index}"
+        attention = Attention(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            query=draw.linear(f"{name}/query", width, heads * head_dim, bias=biases),
+            key=draw.linear(f"{name}/key", width, kv_heads * head_dim, bias=biases),
+            value=draw.linear(f"{name}/value", width, kv_heads * head_dim, bias=biases),
+            output=draw.linear(f"{name}/attention_output", heads * head_dim, width, bias=biases),
+            scale=head_dim**-0.5,
+            causal=causal,
+        )
+        gate = draw.linear(f"{name}/gate", width, feed_forward, bias=biases) if gated else None
+        return Layer(
+            attention=attention,
+            attention_norm=draw.norm(norm, width, eps),
+            feed_forward=FeedForward(
+                activation,
+                up=draw.linear(f"{name}/up", width, feed_forward, bias=biases),
+                down=draw.linear(f"{name}/down", feed_forward, width, bias=biases),
+                gate=gate,
+            ),
+            feed_forward_norm=draw.norm(norm, width, eps),
+            norm_placement=norm_placement,  # type: ignore[arg-type]
+        )
+
+    embeddings = Embeddings(
+        token=draw.array(vocabulary, narrow, spread=0.5 / token_scale),
+        position=draw.array(positions, narrow, spread=0.5) if positions else None,
+        segment=draw.array(segments, narrow, spread=0.5) if segments else None,
+        norm=draw.norm(norm, narrow, eps) if embedding_norm else None,
+        projection=draw.linear("embedding_projection", narrow, width, bias=biases) if embedding_width else None,
+        token_scale=token_scale,
+    )
+    stack = (layer(0),) * layers if shared_layers else tuple(layer(index) for index in range(layers))
+    head_layers = []
+    inputs = width
+    for index, (outputs, head_activation) in enumerate(head):
+        head_layers.append(HeadLayer(draw.linear(f"head_{index}", inputs, outputs, bias=biases), head_activation))
+        inputs = outputs
+    return TransformerSpec(
+        family="random",
+        name="random",
+        embeddings=embeddings,
+        encoder=Stack(stack, draw.norm(norm, width, eps) if final_norm else None),
+        head=Head(pooling, tuple(head_layers), output, pooling_masked),  # type: ignore[arg-type]
+        mask=mask,  # type: ignore[arg-type]
+        token_input="token_ids",
+        output_name="answer",
+        max_length=positions,
+        mask_input="padding_mask" if mask == "input" else None,
+        segment_input="segment_ids" if segments else None,
+    )
+
+
+def random_inputs(
+    spec: TransformerSpec, length: int, *, real: int | None = None, seed: int = 0
+) -> dict[str, NDArray[np.int32]]:
+    """Return valid inputs by name, int32 ``(1, length)``: `real` tokens (all where None), then padding (id 0)."""
+    real = length if real is None else real
+    generator = np.random.default_rng(seed)
+    tokens = np.zeros((1, length), np.int32)
+    tokens[0, :real] = generator.integers(1, spec.vocabulary_size, real)
+    inputs = {spec.token_input: tokens}
+    if spec.mask_input is not None:
+        inputs[spec.mask_input] = (np.arange(length) < real).astype(np.int32)[None]
+    if spec.segment_input is not None:
+        assert spec.embeddings.segment is not None
+        segments = generator.integers(0, len(spec.embeddings.segment), length).astype(np.int32)
+        segments[real:] = 0
+        inputs[spec.segment_input] = segments[None]
+    return inputs

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_factory import PI, SERVER, make_run, replaced
+
+from edgelm.bench import Energy, Run
+from edgelm.errors import InputError, OutputError
+from edgelm.report import render_html, render_markdown, write
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=https://e.example/x onerror=alert(2)>\"'&`|*b*\n# h [l](https://e.example) @you"
+)
+VOID = {"meta", "br", "line", "rect", "circle"}
+LOADING = {"src", "href", "srcset", "poster", "action", "formaction", "data", "background", "xlink:href"}
+
+
+class Page(HTMLParser):
+    """Reads a page, and complains of what is not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag: str) -> int:
+        return sum(each == tag for each, _ in self.tags)
+
+
+def _hostile() -> Run:
+    run = make_run(name=HOSTILE, recipe=HOSTILE, machine=dataclasses.replace(SERVER, cpu_model=HOSTILE), match=False)
+    run = replaced(run, "runtime", notes=(HOSTILE,), delegate=HOSTILE, runtime_version=HOSTILE)
+    run = replaced(run, "bundle", name=HOSTILE, architecture={HOSTILE: HOSTILE}, family=HOSTILE)
+    run = replaced(run, "profile", title=HOSTILE, statement=HOSTILE)
+    return dataclasses.replace(run, packages={HOSTILE: HOSTILE}, id=HOSTILE, started=HOSTILE)
+
+
+RUNS = {
+    "one": [make_run()],
+    "two machines": [make_run(), make_run(machine=SERVER, match=False)],
+    "fifty": [make_run(name=f"m{index}", median_s=0.001 * 1.2**index, seed=index) for index in range(50)],
+    "no accuracy": [make_run(name=name, accuracy=None) for name in "ab"],
+    "one query": [make_run(queries=1)],
+    "all alike": [dataclasses.replace(make_run(), id=str(index)) for index in range(3)],
+    "perfect": [make_run(name=name, accuracy=1.0) for name in "ab"],
+    "hopeless": [make_run(name=name, accuracy=0.0) for name in "ab"],
+    "deadline": [make_run(deadline_s=0.004), make_run(name="other")],
+    "emulated": [make_run(machine=dataclasses.replace(PI, emulated_on="x86_64"), match=False)],
+    "no profile": [dataclasses.replace(make_run(), profile=None)],
+    "no timing": [replaced(make_run(), "samples", tokenize_s=None, run_s=None, tokens=None, sequence_length=None)],
+    "energy": [dataclasses.replace(make_run(), energy=Energy(energy_j=0.012, method="measured", scope="board", reason=None))],
+    "hostile": [_hostile()],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def runs(request: pytest.FixtureRequest) -> list[Run]:
+    return RUNS[request.param]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Run]) -> Page:
+    return Page(render_html(runs))
+
+
+def test_the_page_is_well_formed_and_has_every_run(page: Page, runs: list[Run]) -> None:
+    assert page.count("details") == len(runs)
+    for run in runs:
+        assert " ".join(run.bundle.name.split()) in page.text
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "img", "base", "form", "video", "audio", "use", "image"}
+        assert not LOADING & attributes.keys(), (tag, attributes)
+        # No inline handlers or styles: the content security policy would refuse them.
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    assert page.count("script") == page.count("style") == 1
+
+
+def test_the_policy_allows_this_style_and_this_script_alone(runs: list[Run]) -> None:
+    text = render_html(runs)
+    policy = next(
+        attributes["content"] or ""
+        for tag, attributes in Page(text).tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        found = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert found is not None
+        digest = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+        assert "@import" not in found[1]
+        assert "url(" not in found[1]
+        assert "//" not in found[1].replace("// ", "")
+
+
+def test_a_hostile_name_is_text() -> None:
+    text = render_html([_hostile()])
+    assert "<img" not in text
+    assert text.count("<script>") == 1
+    assert "alert(1)" in Page(text).text
+
+
+def test_drawings_are_labelled(page: Page) -> None:
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if tag == "th":
+            assert attributes.get("scope") in ("col", "row")
+    assert page.count("caption") == page.count("table")
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [attributes["aria-labelledby"] for _, attributes in page.tags if "aria-labelledby" in attributes]
+    assert set(named) <= set(ids)
+
+
+def test_what_was_not_measured_says_so() -> None:
+    text = Page(render_html(RUNS["no accuracy"])).text
+    assert "No labelled data was given to the converter." in text
+    assert "not measured (no sensor)" in text
+
+
+def test_few_queries_have_no_p99() -> None:
+    run = make_run(queries=50)
+    assert run.results.p99_s is None
+    found = re.search(r'data-label="p99" data-value=""[^>]*><span class="value">(.*?)<', render_html([run]))
+    assert found is not None
+    assert found[1] == "—"
+
+
+def test_another_machine_has_a_banner() -> None:
+    text = Page(render_html(RUNS["two machines"])).text
+    assert text.count("Not the device’s own numbers.") == 1
+    assert "Measured on AMD EPYC 9R14 (x86_64), not on Raspberry Pi 5." in text
+
+
+def test_emulated_timings_are_not_shown() -> None:
+    run = RUNS["emulated"][0]
+    for text in (render_html([run]), render_markdown([run])):
+        assert "its timings mean nothing" in text
+        assert f"{run.results.p50_s * 1e3:.2f}" not in text
+    assert "<svg" not in render_html([run])
+
+
+def test_markdown_has_a_line_for_each_run(runs: list[Run]) -> None:
+    text = render_markdown(runs)
+    rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert len(rows) == len(runs)
+    # A name must not add a column: a bar in it is escaped.
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {11}
+
+
+def test_markdown_of_a_hostile_name_is_text() -> None:
+    text = render_markdown([_hostile()])
+    assert not re.search(r"(?<!\\)<(?!/?sub>)", text)
+    assert "https://" not in text
+    assert "@you" not in text
+    assert not re.search(r"#\d", text)
+    assert not re.search(r"(?<!\\)\[l", text)
+
+
+def test_write_goes_by_the_suffix(tmp_path: Path) -> None:
+    write([make_run()], tmp_path / "a.html")
+    write([make_run()], tmp_path / "b.MD")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (tmp_path / "b.MD").read_text(encoding="utf-8").startswith("### ")
+    with pytest.raises(OutputError, match="--force"):
+        write([make_run()], tmp_path / "a.html")
+    write([make_run()], tmp_path / "a.html", force=True)
+    with pytest.raises(OutputError, match=r"neither in \.html nor in \.md"):
+        write([make_run()], tmp_path / "a.pdf")
+
+
+def test_nothing_to_report() -> None:
+    for render in (render_html, render_markdown):
+        with pytest.raises(InputError, match="no run"):
+            render([])
