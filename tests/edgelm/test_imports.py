@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def test_converting_without_the_tools_names_the_extra(tmp_path: Path, package: s
         "else:\n"
         "    raise SystemExit('no error')"
     )
-    (tmp_path / "m.keras").write_bytes(b"PK\x05\x06" + bytes(18))
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
     _modules_after(code, blocked=(package,))
 
 
