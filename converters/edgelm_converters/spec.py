@@ -29,7 +29,9 @@ __all__ = [
     "Linear",
     "Norm",
     "Output",
+    "Rotary",
     "Stack",
+    "TokenHead",
     "TransformerSpec",
     "parameters",
 ]
@@ -60,15 +62,37 @@ class Norm:
 
 
 @dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary position embedding of queries and keys, in halves (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    The first R elements of a head are rotated, the rest stays: element j < R/2 at position p is paired with element
+    ``j + R/2``, and the pair is turned by ``p * frequencies[j]``: ``(a, b) -> factor * (a cos - b sin, b cos + a sin)``.
+
+    Attributes:
+        frequencies: Radians a position, float32 ``(R/2,)``, after every scaling (linear, Llama 3's, su).
+        factor: What cosine and sine are multiplied with; 1.0 where nothing is said.
+    """
+
+    frequencies: Float32
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """Multi-head self-attention.
 
-    ``softmax(scale * q @ k^T + mask) @ v``, per head. The kernels are 2-D: query ``(D, H*A)``, key ``(D, K*A)``, value
-    ``(D, K*A)``, output ``(H*A, D)``; the columns of head h are ``[h*A, (h+1)*A)``.
+    ``softmax(cap(scale * q @ k^T) + mask) @ v``, per head. The kernels are 2-D: query ``(D, H*A)``, key ``(D, K*A)``, value
+    ``(D, K*A)``, output ``(H*A, D)``; the columns of head h are ``[h*A, (h+1)*A)``. Query head h reads key/value head
+    ``h // (H/K)``.
 
     Attributes:
         scale: What the scores are multiplied with, usually ``1/sqrt(A)``.
         causal: Whether a position sees only itself and those before it.
+        rotary: Turns queries and keys by their position, after `query_norm` and `key_norm`.
+        query_norm: Over each head's A elements of the query, gamma ``(A,)``.
+        key_norm: Likewise of the key.
+        soft_cap: ``cap(x) = soft_cap * tanh(x / soft_cap)``, before the mask; None where there is none.
+        window: With `causal`: a position sees itself and the ``window - 1`` before it; None: all before it.
     """
 
     heads: int
@@ -80,6 +104,11 @@ class Attention:
     output: Linear
     scale: float
     causal: bool = False
+    rotary: Rotary | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    soft_cap: float | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +126,10 @@ class Layer:
     """One Transformer block: attention, then feed-forward, each with its residual and its norm.
 
     ``norm_placement`` "post": ``x = norm(x + f(x))``; "pre": ``x = x + f(norm(x))``.
+
+    Attributes:
+        attention_post_norm: With "pre": a second norm, on what attention adds (Gemma 2): ``x = x + post(f(norm(x)))``.
+        feed_forward_post_norm: Likewise on what the feed-forward adds.
     """
 
     attention: Attention
@@ -104,6 +137,8 @@ class Layer:
     feed_forward: FeedForward
     feed_forward_norm: Norm
     norm_placement: Literal["pre", "post"]
+    attention_post_norm: Norm | None = None
+    feed_forward_post_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +151,13 @@ class Stack:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """``norm(token[ids] * token_scale + position[0..n] + segment[segment_ids])``, then `projection`.
+    """``norm(token[ids] * token_scale + position[p] + segment[segment_ids])``, then `projection`.
 
     Attributes:
         token: ``(V, E)``.
         token_scale: Factor on the token's row; 1.0 where there is none.
-        position: ``(P, E)``, learned or computed beforehand (sinusoidal); None where the model has none.
+        position: ``(P, E)``, learned or computed beforehand (sinusoidal); None where the model has none, or turns queries and
+            keys instead (`Rotary`). Row p belongs to the token at position p.
         segment: ``(S, E)``; None where the model takes no segment ids.
         norm: After the sum.
         projection: ``(E, D)`` where the embeddings are narrower than the model (ALBERT).
@@ -144,8 +180,25 @@ class HeadLayer:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenHead:
+    """What makes a score for every token of the vocabulary: ``cap(x @ table^T + bias)``.
+
+    Attributes:
+        name: Path of the Keras layer.
+        table: ``(V, D)``: the very array of `Embeddings.token` where the two are tied.
+        bias: ``(V,)`` or None.
+        soft_cap: ``cap(x) = soft_cap * tanh(x / soft_cap)``; None where there is none.
+    """
+
+    name: str
+    table: Float32
+    bias: Float32 | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Head:
-    """What makes the answer out of the encoder's ``(n, D)`` output.
+    """What makes the answer out of the last stack's ``(n, D)`` output.
 
     Attributes:
         pooling: ``first`` (the first token), ``mean`` or ``max`` (over the tokens; over those that are not padding if
@@ -155,12 +208,14 @@ class Head:
         output: What comes out. "logits": no softmax; "probabilities": a softmax is applied in the graph; "sigmoid": an
             independent sigmoid a class, in the graph; "embedding" and "raw": as it is.
         pooling_masked: Whether padding is left out of mean or max pooling.
+        tokens: A language model's head; `pooling` is then "none", `layers` empty and `output` "logits".
     """
 
     pooling: Literal["first", "mean", "max", "none"]
     layers: tuple[HeadLayer, ...]
     output: Output
     pooling_masked: bool = True
+    tokens: TokenHead | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +226,7 @@ class TransformerSpec:
         family: The reader that made it, such as ``"bert"``.
         name: The Keras model's name.
         embeddings: Turns ids into vectors.
-        encoder: The layers.
+        encoder: The layers of an encoder; none in a model that only decodes.
         head: Turns vectors into the answer.
         mask: Which tokens count. ``input``: the model has a ``padding_mask`` input (1 = real token); ``nonzero``: token id 0
             is padding (Keras's ``mask_zero``); ``none``: the model sees its padding.
@@ -181,6 +236,7 @@ class TransformerSpec:
         output_name: The name of the output.
         max_length: The most tokens that the model takes; None where nothing bounds it (no position table).
         fixed_length: The only length that the model takes (it sees its padding and its input has a fixed shape), or None.
+        decoder: The layers of a language model, all causal, behind the same embeddings; none in an encoder.
     """
 
     family: str
@@ -195,6 +251,12 @@ class TransformerSpec:
     mask_input: str | None = None
     segment_input: str | None = None
     fixed_length: int | None = None
+    decoder: Stack = Stack(())
+
+    @property
+    def generates(self) -> bool:
+        """Whether this is a language model: it decodes, and scores tokens."""
+        return bool(self.decoder.layers) and self.head.tokens is not None
 
     @property
     def vocabulary_size(self) -> int:
@@ -203,27 +265,29 @@ class TransformerSpec:
 
     @property
     def width(self) -> int:
-        """Width ``D`` of the encoder."""
+        """Width ``D`` of the layers."""
         projection = self.embeddings.projection
         return int(projection.kernel.shape[1] if projection else self.embeddings.token.shape[1])
 
     def describe(self) -> dict[str, int | float | str | bool | None]:
         """Return the architecture in a few plain figures, for the manifest and for people."""
-        first = self.encoder.layers[0]
-        return {
-            "layers": len(self.encoder.layers),
+        layers = self.encoder.layers or self.decoder.layers
+        first = layers[0]
+        figures: dict[str, int | float | str | bool | None] = {
+            "layers": len(layers),
             "width": self.width,
             "heads": first.attention.heads,
+            "kv_heads": first.attention.kv_heads,
             "head_dim": first.attention.head_dim,
             "feed_forward": int(first.feed_forward.up.kernel.shape[1]),
             "activation": first.feed_forward.activation,
             "norm": first.norm_placement,
             "vocabulary": self.vocabulary_size,
             "max_length": self.max_length,
-            "mask": self.mask,
-            "pooling": self.head.pooling,
-            "output": self.head.output,
         }
+        if self.head.tokens is not None:
+            return {**figures, "tied": self.head.tokens.table is self.embeddings.token}
+        return {**figures, "mask": self.mask, "pooling": self.head.pooling, "output": self.head.output}
 
 
 def parameters(piece: object) -> Iterator[tuple[str, NDArray[Any]]]:

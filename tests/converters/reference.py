@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, TransformerSpec
+from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, Rotary, TransformerSpec
 from numpy.typing import NDArray
 
 __all__ = ["forward"]
@@ -21,15 +21,23 @@ _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def forward(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64:
-    """Return the model's output for int inputs ``(B, n)`` by name: ``(B, C)``, or ``(B, n, C)`` without pooling."""
+    """Return the model's output for int inputs ``(B, n)`` by name.
+
+    ``(B, C)``, or ``(B, n, C)`` without pooling; of a language model ``(B, n, V)``: the scores of each next token.
+    """
     tokens = inputs[spec.token_input]
     real = _real_tokens(spec, inputs)
     x = _embed(spec, inputs)
     visible = np.broadcast_to(real[:, None, None, :], (len(tokens), 1, tokens.shape[1], tokens.shape[1]))
-    for layer in spec.encoder.layers:
-        x = _layer(layer, x, visible)
-    if spec.encoder.final_norm is not None:
-        x = _norm(spec.encoder.final_norm, x)
+    for stack in (spec.encoder, spec.decoder):
+        for layer in stack.layers:
+            x = _layer(layer, x, visible)
+        if stack.final_norm is not None:
+            x = _norm(stack.final_norm, x)
+    if spec.head.tokens is not None:
+        head = spec.head.tokens
+        scores = x @ head.table.astype(np.float64).T
+        return _cap(head.soft_cap, scores if head.bias is None else scores + head.bias)
     x = _pool(spec, x, real)
     for head_layer in spec.head.layers:
         x = _activate(head_layer.activation, _linear(head_layer.linear, x))
@@ -62,8 +70,10 @@ def _embed(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64
 
 def _layer(layer: Layer, x: Float64, visible: NDArray[np.bool_]) -> Float64:
     if layer.norm_placement == "pre":
-        x = x + _attention(layer.attention, _norm(layer.attention_norm, x), visible)
-        return x + _feed_forward(layer.feed_forward, _norm(layer.feed_forward_norm, x))
+        mixed = _attention(layer.attention, _norm(layer.attention_norm, x), visible)
+        x = x + (mixed if layer.attention_post_norm is None else _norm(layer.attention_post_norm, mixed))
+        added = _feed_forward(layer.feed_forward, _norm(layer.feed_forward_norm, x))
+        return x + (added if layer.feed_forward_post_norm is None else _norm(layer.feed_forward_post_norm, added))
     x = _norm(layer.attention_norm, x + _attention(layer.attention, x, visible))
     return _norm(layer.feed_forward_norm, x + _feed_forward(layer.feed_forward, x))
 
@@ -71,13 +81,34 @@ def _layer(layer: Layer, x: Float64, visible: NDArray[np.bool_]) -> Float64:
 def _attention(attention: Attention, x: Float64, visible: NDArray[np.bool_]) -> Float64:
     query = _heads(_linear(attention.query, x), attention.heads)
     repeats = attention.heads // attention.kv_heads
-    key = _heads(_linear(attention.key, x), attention.kv_heads).repeat(repeats, axis=1)
+    key = _heads(_linear(attention.key, x), attention.kv_heads)
+    query = query if attention.query_norm is None else _norm(attention.query_norm, query)
+    key = key if attention.key_norm is None else _norm(attention.key_norm, key)
+    if attention.rotary is not None:
+        query, key = _rotate(attention.rotary, query), _rotate(attention.rotary, key)
+    key = key.repeat(repeats, axis=1)
     value = _heads(_linear(attention.value, x), attention.kv_heads).repeat(repeats, axis=1)
     if attention.causal:
         visible = visible & np.tri(x.shape[1], dtype=np.bool_)
-    scores = np.where(visible, attention.scale * query @ key.swapaxes(-1, -2), -1e30)
+    if attention.window is not None:
+        visible = visible & ~np.tri(x.shape[1], k=-attention.window, dtype=np.bool_)
+    scores = _cap(attention.soft_cap, attention.scale * query @ key.swapaxes(-1, -2))
+    scores = np.where(visible, scores, -1e30)
     mixed = (_softmax(scores) @ value).swapaxes(1, 2)
     return _linear(attention.output, mixed.reshape(*x.shape[:2], -1))
+
+
+def _rotate(rotary: Rotary, x: Float64) -> Float64:
+    """Turn ``(B, H, n, A)`` by its positions 0 to n - 1."""
+    half = len(rotary.frequencies)
+    angles = np.arange(x.shape[2])[:, None] * rotary.frequencies.astype(np.float64)
+    cos, sin = rotary.factor * np.cos(angles), rotary.factor * np.sin(angles)
+    left, right, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
+
+
+def _cap(cap: float | None, x: Float64) -> Float64:
+    return x if cap is None else cap * np.tanh(x / cap)
 
 
 def _heads(x: Float64, heads: int) -> Float64:

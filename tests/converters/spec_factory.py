@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from edgelm_converters.spec import (
     Linear,
     Norm,
     Output,
+    Rotary,
     Stack,
+    TokenHead,
     TransformerSpec,
 )
 from numpy.typing import NDArray
 
-__all__ = ["random_inputs", "random_spec"]
+__all__ = ["random_decoder", "random_inputs", "random_spec"]
 
 
 class _Draw:
@@ -140,6 +143,91 @@ def random_spec(
         mask_input="padding_mask" if mask == "input" else None,
         segment_input="segment_ids" if segments else None,
     )
+
+
+def random_decoder(
+    *,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int | None = None,
+    feed_forward: int = 48,
+    vocabulary: int = 96,
+    positions: int | None = None,
+    max_length: int = 64,
+    token_scale: float = 1.0,
+    norm: str = "rms",
+    norm_placement: str = "pre",
+    post_norms: bool = False,
+    final_norm: bool = True,
+    activation: Activation = "silu",
+    gated: bool = True,
+    biases: bool = False,
+    query_key_norm: bool = False,
+    rotary: int | None = -1,
+    rotary_factor: float = 1.0,
+    soft_cap: float | None = None,
+    windows: tuple[int | None, ...] = (None,),
+    tied: bool = True,
+    head_bias: bool = False,
+    head_soft_cap: float | None = None,
+    seed: int = 0,
+) -> TransformerSpec:
+    """Return a language model's spec with random float32 weights.
+
+    Args:
+        positions: Rows of a learned position table, at least `max_length`; None for none.
+        rotary: Elements of a head that are turned; -1 for all of them, None for no rotary embedding.
+        windows: Sliding windows of the layers, repeated; None for full attention. Layers with a window also have another
+            rotary base, as Gemma 3's.
+        tied: Whether the head scores with the embedding table itself.
+    """
+    if positions is not None and rotary == -1:
+        rotary = None
+    base = random_spec(
+        layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=head_dim, feed_forward=feed_forward,
+        vocabulary=vocabulary, positions=positions, embedding_norm=False, token_scale=token_scale, norm=norm,
+        norm_placement=norm_placement, final_norm=final_norm, activation=activation, gated=gated, biases=biases,
+        causal=True, mask="none", pooling="none", head=(), seed=seed,
+    )  # fmt: skip
+    draw = _Draw(seed + 1)
+
+    def decode(layer: Layer, window: int | None) -> Layer:
+        A = layer.attention.head_dim
+        turned = A if rotary == -1 else rotary
+        attention = dataclasses.replace(
+            layer.attention,
+            rotary=None
+            if turned is None
+            else Rotary(_frequencies(turned, 10000.0 if window is None else 100.0), rotary_factor),
+            query_norm=draw.norm(norm, A, 1e-6) if query_key_norm else None,
+            key_norm=draw.norm(norm, A, 1e-6) if query_key_norm else None,
+            soft_cap=soft_cap,
+            window=window,
+        )
+        return dataclasses.replace(
+            layer,
+            attention=attention,
+            attention_post_norm=draw.norm(norm, width, 1e-6) if post_norms else None,
+            feed_forward_post_norm=draw.norm(norm, width, 1e-6) if post_norms else None,
+        )
+
+    decoded = tuple(decode(layer, windows[i % len(windows)]) for i, layer in enumerate(base.encoder.layers))
+    table = base.embeddings.token if tied else draw.array(vocabulary, width, spread=width**-0.5)
+    bias = draw.array(vocabulary, spread=0.1) if head_bias else None
+    return dataclasses.replace(
+        base,
+        encoder=Stack(()),
+        decoder=Stack(decoded, base.encoder.final_norm),
+        head=Head("none", (), "logits", tokens=TokenHead("head", table, bias, head_soft_cap)),
+        output_name="logits",
+        max_length=max_length,
+    )
+
+
+def _frequencies(width: int, base: float) -> NDArray[np.float32]:
+    return (1.0 / base ** (np.arange(0, width, 2) / width)).astype(np.float32)
 
 
 def random_inputs(

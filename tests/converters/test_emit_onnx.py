@@ -10,6 +10,8 @@ from edgelm_converters.emit import onnx_file
 from edgelm_converters.emit.onnx import emit_onnx, operator_histogram
 from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
 from edgelm_converters.spec import TransformerSpec
+from edgelm_runtimes.adapters.onnx import _int8_saturates
+from edgelm_runtimes.machine import machine_facts
 from numpy.typing import NDArray
 from reference import forward
 from spec_factory import random_inputs, random_spec
@@ -61,6 +63,8 @@ def run(path: Path, inputs: dict[str, NDArray[np.int32]], **options: str) -> NDA
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 3
+    # As edgelm's own adapter does on an x86 core without VNNI, whose fast int8 kernels saturate; without effect elsewhere.
+    settings.add_session_config_entry("session.x64quantprecision", "1")
     for key, value in options.items():
         setattr(settings, key, value)
     session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
@@ -154,6 +158,8 @@ def test_int8_without_activations_to_round_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32"])
 def test_nothing_hangs_on_the_optimiser(recipe: str, tmp_path: Path) -> None:
+    if recipe == "dynamic_wi8_afp32" and _int8_saturates(machine_facts().isa):
+        pytest.skip("int8 products saturate on this processor unless the optimiser replaces them")
     spec = random_spec(**WIDE, norm="rms", pooling="first")
     path = tmp_path / "model.onnx"
     emit_onnx(spec, path, recipe=recipe)
@@ -242,7 +248,7 @@ def test_layers_that_share_their_weights_are_stored_once(recipe: str, tmp_path: 
         initializers = onnx.load(str(path)).graph.initializer
         names = [tensor.name for tensor in initializers]
         assert len(set(names)) == len(names)
-        counts.append(len(names))
+        counts.append(sum(len(tensor.raw_data) > 8 for tensor in initializers))  # without the ends of slices
     assert counts[0] == counts[1]
 
 

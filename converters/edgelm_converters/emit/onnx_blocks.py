@@ -19,6 +19,7 @@ this form takes 7.72; the standard Attention of opset 23 takes as long, and ONNX
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,13 +86,32 @@ def start(spec: TransformerSpec, graph: Graph, recipe: str) -> Flow:
         counted = spec.mask_input if spec.mask == "input" and spec.mask_input is not None else spec.token_input
         real = graph.node("Cast", counted, to=BOOL)
     return Flow(
-        weights=Weights(graph, recipe),
+        weights=Weights(graph, recipe, _shared_kernels(spec)),
         tokens=tokens,
         segments=segments,
         length=graph.constant([fixed]) if fixed is not None else graph.node("Shape", tokens, start=0, end=1),
         batch=graph.node("Shape", tokens, start=1, end=2),
         real=real,
     )
+
+
+def _shared_kernels(spec: TransformerSpec) -> frozenset[int]:
+    """Return the ids of the kernels that more than one layer uses, as ALBERT's layers do."""
+    kernels: Counter[int] = Counter()
+    for layer in spec.encoder.layers:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        linears = (
+            attention.query,
+            attention.key,
+            attention.value,
+            attention.output,
+            feed_forward.up,
+            feed_forward.down,
+        )
+        kernels.update(id(linear.kernel) for linear in linears)
+        if feed_forward.gate is not None:
+            kernels[id(feed_forward.gate.kernel)] += 1
+    return frozenset(kernel for kernel, uses in kernels.items() if uses > 1)
 
 
 def embed(flow: Flow, spec: TransformerSpec) -> str:

@@ -35,6 +35,11 @@ class Graph:
         self._written: dict[Hashable, tuple[str, ...]] = {}
         self._sources: dict[Hashable, tuple[str, tuple[object, ...]]] = {}
 
+    @property
+    def size(self) -> int:
+        """Nodes so far."""
+        return len(self._nodes)
+
     def node(self, operator: str, *inputs: str, contrib: bool = False, **attributes: Attribute) -> str:
         """Add a node of one output, unless it stands already.
 

@@ -32,10 +32,14 @@ class Weights:
     ``fp32``: as they are. ``fp16``: stored as float16, cast to float32; ONNX Runtime folds the cast when it loads the file,
     so a product is as fast as with ``fp32`` and takes as much memory, while a table stays float16 and only its rows that
     are used are cast. ``dynamic_wi8_afp32``: int8 with a scale a column (a row, in a table).
+
+    Attributes:
+        shared: ``id()`` of the kernels that several products use.
     """
 
     graph: Graph
     recipe: str
+    shared: frozenset[int] = frozenset()
 
     def linear(self, x: str, linear: Linear) -> str:
         """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)``."""
@@ -48,6 +52,13 @@ class Weights:
         bias_names = () if bias is None else (bias,)
         if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(linear.kernel):
             values, scale = self._int8(linear.kernel, f"{linear.name}/kernel", axis=1)
+            if id(linear.kernel) in self.shared:
+                # Folded when the file is loaded, so that each product has its own constant. Where x64quantprecision (below)
+                # turns int8 weights into uint8 ones, ONNX Runtime 1.32 does so once a product, and fails at the second
+                # ("Attempt to replace the existing tensor"). An end that is another one each time, and behind the
+                # last row, keeps it from merging the copies again.
+                zero, end = graph.constant([0]), graph.constant([linear.kernel.shape[0] + 1 + graph.size])
+                values = graph.node("Slice", values, zero, end, zero)
             # One scale for all of x, shared by the products that read it. ONNX Runtime merges the two nodes into
             # DynamicQuantizeMatMul where only one product does. 128 tokens of a 4×256 BERT, one thread, Zen 4 with VNNI:
             # 3.07 ms; with MatMulNBits of 8 bits (blocks of 128) 5.80, with uint8 weights 5.46, float32 7.72.
