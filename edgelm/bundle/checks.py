@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from edgelm.bundle.manifest import Artifact, FileRecord, Manifest, Port, Signature
+from edgelm.bundle.manifest import Artifact, CacheRecord, FileRecord, Manifest, Port, Signature
 from edgelm.errors import BundleError, IntegrityError
 
 __all__ = [
@@ -79,6 +79,7 @@ def check_manifest(manifest: Manifest) -> None:
     for artifact in manifest.artifacts:
         _check_artifact(artifact)
     _check_labels(manifest)
+    _check_generation(manifest)
     tokenizer = manifest.tokenizer
     if tokenizer is not None and (
         tokenizer.max_length < 1 or not 0 <= tokenizer.pad_id < max(tokenizer.vocabulary_size, 1)
@@ -94,6 +95,8 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "golden vectors", manifest.golden
     if manifest.tokenizer is not None:
         yield "tokenizer", manifest.tokenizer.file
+    if manifest.generation is not None and manifest.generation.chat_template is not None:
+        yield "chat template", manifest.generation.chat_template
     for artifact in manifest.artifacts:
         yield "model", artifact.file
         for name in artifact.data_files:
@@ -106,6 +109,8 @@ def _check_artifact(artifact: Artifact) -> None:
         raise BundleError(f"manifest.json gives '{artifact.file}' no signature, or the same one twice.")
     for signature in artifact.signatures:
         _check_signature(signature)
+    if any(signature.cache is not None for signature in artifact.signatures):
+        return  # prefill and decode differ in what they take
     lengths = [signature.sequence_length for signature in artifact.signatures if signature.sequence_length is not None]
     inputs = {tuple((port.name, port.role) for port in signature.inputs) for signature in artifact.signatures}
     if lengths != sorted(lengths) or len(inputs) > 1:
@@ -118,8 +123,14 @@ def _check_signature(signature: Signature) -> None:
     name, length = signature.name, signature.sequence_length
     if length is not None and length < 1:
         raise BundleError(f"manifest.json gives the signature '{name}' {length} tokens.")
-    if not signature.inputs or not signature.outputs:
+    if not signature.inputs or not (signature.outputs or signature.kind == "prefill"):
         raise BundleError(f"manifest.json gives the signature '{name}' no input or no output.")
+    if (signature.kind == "run") != (signature.cache is None):
+        raise BundleError(
+            f"manifest.json gives the signature '{name}' the kind '{signature.kind}', and no cache with it."
+        )
+    if signature.cache is not None:
+        _check_cache(name, signature.cache)
     for ports in (signature.inputs, signature.outputs):
         if len({port.name for port in ports}) < len(ports):
             raise BundleError(f"manifest.json gives the signature '{name}' two ports of one name.")
@@ -131,6 +142,36 @@ def _check_signature(signature: Signature) -> None:
             raise BundleError(
                 f"manifest.json gives '{port.name}' of '{name}' the shape {list(port.shape)}, and {length} tokens."
             )
+
+
+def _check_cache(signature: str, cache: CacheRecord) -> None:
+    """Check that a cache can be made and named."""
+    patterns = (*cache.inputs, *cache.outputs)
+    if (
+        cache.layers < 1
+        or cache.dtype not in _DTYPES
+        or any(extent is not None and extent < 1 for extent in cache.shape)
+    ):
+        raise BundleError(f"manifest.json gives '{signature}' an impossible cache of the shape {list(cache.shape)}.")
+    if any(pattern.count("{i}") != 1 for pattern in patterns):
+        raise BundleError(f"manifest.json names the cache of '{signature}' {', '.join(patterns)}, without '{{i}}'.")
+
+
+def _check_generation(manifest: Manifest) -> None:
+    record = manifest.generation
+    if (manifest.task == "generate") != (record is not None):
+        raise BundleError(f"manifest.json has the task '{manifest.task}', and no settings to go with it.")
+    if record is None:
+        return
+    ids = (*record.stop_ids, *((record.start_id,) if record.start_id is not None else ()))
+    if record.context_length < 2 or any(not 0 <= token < record.vocabulary_size for token in ids):
+        raise BundleError(
+            f"manifest.json has impossible settings: {record.context_length} positions, and the tokens {list(ids)} of "
+            f"{record.vocabulary_size}."
+        )
+    for artifact in manifest.artifacts:
+        if not any(signature.kind == "decode" for signature in artifact.signatures):
+            raise BundleError(f"manifest.json gives '{artifact.file}' no signature that decodes, as its task needs.")
 
 
 def _check_labels(manifest: Manifest) -> None:

@@ -5,7 +5,8 @@ that cost, which files belong to it (with their SHA-256), how to call each of th
 them. Its JSON schema is ``manifest.schema.json`` beside this file, made from these classes and checked by a test.
 
 The schema version is one integer. A reader opens every version up to its own, and refuses a newer one: a field that it
-does not know could change what the others mean.
+does not know could change what the others mean. Version 2 brought models that generate: the task ``generate``, the kinds and
+caches of signatures, `GenerationRecord`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Artifact",
+    "CacheRecord",
     "FileRecord",
+    "GenerationRecord",
     "Manifest",
     "ModelRecord",
     "Parity",
@@ -34,11 +37,21 @@ __all__ = [
 ]
 
 FORMAT = "edgelm-bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Task = Literal["classify", "embed", "raw"]
+Task = Literal["classify", "embed", "raw", "generate"]
+Format = Literal["tflite", "onnx", "litertlm"]
 Role = Literal[
-    "token_ids", "padding_mask", "segment_ids", "features", "logits", "probabilities", "sigmoid", "embedding", "raw"
+    "token_ids",
+    "padding_mask",
+    "segment_ids",
+    "positions",
+    "features",
+    "logits",
+    "probabilities",
+    "sigmoid",
+    "embedding",
+    "raw",
 ]
 Padding = Literal["masked", "full", "none"]
 
@@ -62,20 +75,46 @@ class Port:
 
 
 @dataclass(frozen=True)
+class CacheRecord:
+    """The key/value cache that a signature takes and gives: one tensor of keys and one of values for each layer.
+
+    Attributes:
+        layers: Number of layers.
+        inputs: Names of the keys and of the values before the call; ``{i}`` stands for the layer, from 0.
+        outputs: Their names after it.
+        shape: Of each tensor; None where it is free.
+        dtype: NumPy's name.
+        length: Positions that it holds; None where that is free.
+    """
+
+    layers: int
+    inputs: tuple[str, str]
+    outputs: tuple[str, str]
+    shape: tuple[int | None, ...]
+    dtype: str
+    length: int | None
+
+
+@dataclass(frozen=True)
 class Signature:
     """One way to call a model file.
 
     Attributes:
         name: The signature's name in a TFLite file; ``"main"`` in an ONNX file.
         sequence_length: Tokens that it takes; None where that is free, or where the model has no sequence.
-        inputs: In the order of the file.
-        outputs: In the order of the file.
+        inputs: In the order of the file, without the cache.
+        outputs: In the order of the file, without the cache.
+        kind: ``run``: one call is the whole answer; ``prefill``: fills the cache, gives nothing else; ``decode``: fills it,
+            and gives the scores of the token after the last one; ``verify``: gives those after each of its tokens.
+        cache: Of a language model.
     """
 
     name: str
     sequence_length: int | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    kind: Literal["run", "prefill", "decode", "verify"] = "run"
+    cache: CacheRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +157,7 @@ class RuntimeRecord:
     """A runtime, and whether it may open the artifact.
 
     Attributes:
-        runtime: ``litert``, ``tflite`` or ``onnx``.
+        runtime: ``litert``, ``tflite``, ``onnx``, ``litert-lm`` or ``onnxruntime-genai``.
         status: ``verified`` (ran here, inside the bound), ``untested``, or ``refused`` (known to fail or to be wrong).
         version: Of the runtime that verified it.
         reason: Why it is refused or untested.
@@ -135,11 +174,11 @@ class Artifact:
     """One model file of the bundle, in one format.
 
     Attributes:
-        format: ``tflite`` or ``onnx``.
+        format: ``tflite``, ``onnx``, or ``litertlm`` (the TFLite file with tokenizer and settings, as LiteRT-LM opens it).
         file: The file to open, relative to the bundle.
         data_files: Further files that it reads (external weights).
         size_bytes: All of them together.
-        signatures: Ordered by sequence length.
+        signatures: Ordered by sequence length; of a language model by the cache's length, then by the tokens that they take.
         runtimes: Which runtimes may open it.
         parity: Against Keras, in the first verified runtime.
         accuracy: Where labelled data was given.
@@ -147,7 +186,7 @@ class Artifact:
         notes: What was skipped, kept in float, or done otherwise than asked.
     """
 
-    format: Literal["tflite", "onnx"]
+    format: Format
     file: str
     data_files: tuple[str, ...]
     size_bytes: int
@@ -200,6 +239,31 @@ class TokenizerRecord:
 
 
 @dataclass(frozen=True)
+class GenerationRecord:
+    """How a language model is driven.
+
+    Attributes:
+        context_length: The most positions, prompt and answer together.
+        vocabulary_size: Scores of a step.
+        start_id: The token that begins a text, which the tokenizer adds by itself; None where there is none.
+        stop_ids: Tokens that end an answer.
+        chat_template: The file of a Jinja template that turns messages into a prompt; None where the model has none.
+        temperature: Recommended for sampling; None where nothing is: then the likeliest token is taken.
+        top_k: Likewise.
+        top_p: Likewise.
+    """
+
+    context_length: int
+    vocabulary_size: int
+    start_id: int | None
+    stop_ids: tuple[int, ...]
+    chat_template: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """Size and SHA-256 (hex) of one file."""
 
@@ -220,6 +284,7 @@ class Manifest:
         golden: The file of golden vectors: inputs, with Keras's outputs.
         files: Every file of the bundle but the manifest itself.
         tool_versions: Packages that made it.
+        generation: Where the task is ``generate``.
     """
 
     format: str
@@ -237,6 +302,7 @@ class Manifest:
     files: dict[str, FileRecord]
     tool_versions: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+    generation: GenerationRecord | None = None
 
     def to_json(self) -> str:
         """Return the manifest as it stands in ``manifest.json``."""

@@ -11,14 +11,15 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from edgelm.bundle import Artifact, Manifest, RuntimeRecord, Signature
 from edgelm.errors import InputError, MissingPackageError, RuntimeUnavailableError, unknown_name
 from edgelm_runtimes.adapters.shared import version
-from edgelm_runtimes.program import OpenProgram, Program, ProgramOptions
+from edgelm_runtimes.program import CausalProgram, OpenCausal, OpenProgram, Program, ProgramOptions
 
 __all__ = [
     "DEVICES",
@@ -30,11 +31,14 @@ __all__ = [
     "choose_artifact",
     "default_runtime",
     "default_threads",
+    "open_causal",
     "open_program",
     "runtime_version",
 ]
 
 DEVICES = ("cpu",)
+
+Opened = TypeVar("Opened")
 
 # More threads than this only heat a small board: four little cores are what most of them have, and on a phone the fifth
 # core is a slower one that the others wait for.
@@ -48,6 +52,7 @@ class RuntimeEntry:
 
     Attributes:
         adapter: ``"module:function"``, an `OpenProgram`.
+        causal: Likewise an `OpenCausal`; None where it runs no language models.
         formats: Of the artifacts that it opens.
         package: As it is imported; None where nothing needs to be installed.
         distribution: As it is installed.
@@ -59,19 +64,27 @@ class RuntimeEntry:
     package: str | None
     distribution: str | None
     extra: str | None
+    causal: str | None = None
 
 
 RUNTIMES: dict[str, RuntimeEntry] = {
     "litert": RuntimeEntry(
-        "edgelm_runtimes.adapters.litert:open_program", ("tflite",), "ai_edge_litert", "ai-edge-litert", "litert"
+        "edgelm_runtimes.adapters.litert:open_program", ("tflite",), "ai_edge_litert", "ai-edge-litert", "litert",
+        "edgelm_runtimes.adapters.litert_causal:open_causal",
     ),
-    "onnx": RuntimeEntry("edgelm_runtimes.adapters.onnx:open_program", ("onnx",), "onnxruntime", "onnxruntime", "onnx"),
+    "onnx": RuntimeEntry(
+        "edgelm_runtimes.adapters.onnx:open_program", ("onnx",), "onnxruntime", "onnxruntime", "onnx",
+        "edgelm_runtimes.adapters.onnx_causal:open_causal",
+    ),
     "tflite": RuntimeEntry(
         "edgelm_runtimes.adapters.tflite:open_program", ("tflite",), "tflite_runtime", "tflite-runtime", "tflite"
     ),
     # For tests of applications: never chosen by itself, and in no bundle's list.
-    "fake": RuntimeEntry("edgelm_runtimes.adapters.fake:open_program", ("tflite", "onnx"), None, None, None),
-}
+    "fake": RuntimeEntry(
+        "edgelm_runtimes.adapters.fake:open_program", ("tflite", "onnx"), None, None, None,
+        "edgelm_runtimes.adapters.fake_causal:open_causal",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,23 +244,50 @@ def open_program(runtime: str, file: Path, signatures: tuple[Signature, ...], op
         MissingPackageError: It is not installed.
         InputError: The number of threads makes no sense.
     """
+    open_with = cast(OpenProgram, _adapter(runtime, _find(runtime).adapter, options))
+    return _open(runtime, lambda: open_with(file, signatures, _with_threads(options)))
+
+
+def open_causal(runtime: str, file: Path, signatures: tuple[Signature, ...], options: ProgramOptions) -> CausalProgram:
+    """Open a language model in a runtime; arguments and errors as of `open_program`.
+
+    Raises:
+        RuntimeUnavailableError: Also where the runtime has no adapter for language models.
+    """
+    name = _find(runtime).causal
+    if name is None:
+        able = ", ".join(known for known, entry in RUNTIMES.items() if entry.causal is not None)
+        raise RuntimeUnavailableError(f"runtime '{runtime}' runs no language models in this edgelm. These do: {able}.")
+    open_with = cast(OpenCausal, _adapter(runtime, name, options))
+    return _open(runtime, lambda: open_with(file, signatures, _with_threads(options)))
+
+
+def _adapter(runtime: str, name: str, options: ProgramOptions) -> object:
+    """Return an adapter's function, once all that it needs is known to be there."""
     entry = _find(runtime)
     if options.device not in DEVICES:
         raise RuntimeUnavailableError(
             f"The device '{options.device}' is not supported by this edgelm. Supported: {', '.join(DEVICES)}."
         )
-    threads = default_threads() if options.threads is None else options.threads
-    if threads < 1:
-        raise InputError(f"A runtime needs at least 1 thread, and {threads} were asked for.")
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"A runtime needs at least 1 thread, and {options.threads} were asked for.")
     if runtime_version(runtime) is None:
         raise MissingPackageError(entry.package or "", extra=entry.extra or "", what=f"runtime '{runtime}'")
     if (conflict := _numpy_conflict(runtime)) is not None:
         raise RuntimeUnavailableError(f"runtime '{runtime}' cannot be used: {conflict}.")
-    module, _, function = entry.adapter.partition(":")
-    open_with = cast(OpenProgram, getattr(importlib.import_module(module), function))
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _with_threads(options: ProgramOptions) -> ProgramOptions:
+    return dataclasses.replace(options, threads=default_threads() if options.threads is None else options.threads)
+
+
+def _open(runtime: str, make: Callable[[], Opened]) -> Opened:
     try:
-        return open_with(file, signatures, dataclasses.replace(options, threads=threads))
+        return make()
     except ImportError as error:
+        entry = _find(runtime)
         raise RuntimeUnavailableError(
             f"runtime '{runtime}': {entry.distribution} {runtime_version(runtime)} is installed and cannot be imported "
             f"({error}). Install it anew: pip install --upgrade --force-reinstall 'edgelm[{entry.extra}]'"

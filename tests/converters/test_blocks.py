@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edgelm_converters.emit.blocks import quantize_blocks
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgelm.errors import ConversionError
+
+
+def restore(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    outputs, inputs = values.shape
+    return (values.reshape(outputs, scale.shape[1], -1) * scale[..., None]).reshape(outputs, inputs).T
+
+
+@given(st.integers(0, 1000), st.sampled_from([2, 4, 8]), st.sampled_from([16, 32]), st.booleans())
+def test_no_worse_than_rounding_to_the_nearest_step(seed: int, bits: int, block: int, positive: bool) -> None:
+    kernel = np.random.default_rng(seed).standard_t(4, (64, 24)).astype(np.float32)
+    values, scale = quantize_blocks(kernel, bits=bits, block=block, positive=positive)
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    assert values.dtype == np.int8
+    assert lowest <= values.min()
+    assert values.max() <= highest
+    assert (scale > 0).all() or not positive
+    plain = np.abs(kernel.T.reshape(24, -1, block)).max(axis=2, keepdims=True) / highest
+    rounded = (np.rint(kernel.T.reshape(24, -1, block) / plain) * plain).reshape(24, 64).T
+    error = np.square(restore(values, scale) - kernel).sum()
+    # Float32 sums of 1536 squares round to about sqrt(1536) * 2^-24 of their size.
+    assert error <= np.square(rounded - kernel).sum() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_weight_on_the_grid_stays_as_it_is(positive: bool) -> None:
+    generator = np.random.default_rng(1)
+    steps = generator.integers(-8, 8, (10, 4, 32))
+    steps[:, :, 0] = -8  # the largest is there
+    kernel = (steps * generator.uniform(0.5, 2, (10, 4, 1))).reshape(10, 128).T.astype(np.float32)
+    values, scale = quantize_blocks(kernel, bits=4, block=32, positive=positive)
+    np.testing.assert_allclose(restore(values, scale), kernel, rtol=1e-6)
+
+
+def test_zeros_and_what_is_almost_zero() -> None:
+    kernel = np.zeros((64, 3), np.float32)
+    kernel[:32, 1] = 1e-38
+    values, scale = quantize_blocks(kernel, bits=4, block=32, positive=True)
+    assert not values.any()
+    assert (scale == 1).all()
+
+
+def test_an_odd_width_is_refused() -> None:
+    with pytest.raises(ConversionError, match="48 inputs cannot be cut into blocks of 32"):
+        quantize_blocks(np.zeros((48, 2), np.float32), bits=4, block=32, positive=True)
