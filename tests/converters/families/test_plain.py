@@ -194,6 +194,7 @@ def test_the_published_example() -> None:
         "layers": 1,
         "width": WIDTH,
         "heads": HEADS,
+        "kv_heads": HEADS,
         "head_dim": WIDTH,
         "feed_forward": FEED_FORWARD,
         "activation": "relu",
