@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from edgelm_runtimes import feed
@@ -25,13 +23,12 @@ from edgelm.bundle import (
     BundleWriter,
     GoldenCase,
     Manifest,
-    ModelRecord,
     Parity,
     RuntimeRecord,
     Signature,
     write_golden,
 )
-from edgelm.bundle.manifest import Role, Task
+from edgelm.bundle.manifest import Format, Role, Task
 from edgelm.errors import (
     ConversionError,
     ExecutionError,
@@ -46,7 +43,9 @@ from edgelm_converters.families import Recognition, recognise
 from edgelm_converters.frameworks import require
 from edgelm_converters.lengths import Lengths, choose_lengths
 from edgelm_converters.parity import Expected, compare, expect
+from edgelm_converters.records import model_record, tool_versions
 from edgelm_converters.reference import Reference, make_reference
+from edgelm_converters.request import Progress, Request
 from edgelm_converters.samples import Sample, SampleSet, make_samples
 from edgelm_converters.source import Source, load_source
 from edgelm_converters.spec import TransformerSpec
@@ -57,25 +56,16 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "Conversion", "Progress", "convert"]
 
-Target = Literal["tflite", "onnx"]
-Progress = Callable[[str, int, int], None]
+_RUN_TARGETS: tuple[Format, ...] = ("tflite", "onnx")
 
 TARGETS: dict[str, str] = {"tflite": "litert", "onnx": "onnx"}  # format -> the runtime that verifies it
-_PACKAGES = {"tflite": ("ai_edge_litert", "flatbuffers"), "onnx": ("onnx", "onnxruntime")}
+_PACKAGES: dict[Format, tuple[str, ...]] = {
+    "tflite": ("ai_edge_litert", "flatbuffers"),
+    "onnx": ("onnx", "onnxruntime"),
+    "litertlm": ("ai_edge_litert", "flatbuffers", "litert_lm_builder"),
+}
 _GOLDEN_CASES = 8
 _PARITY_SAMPLES = 512  # enough to see one label in a hundred change; the labelled data are run whole for the accuracy
-_TOOLS = (
-    "edgelm",
-    "keras",
-    "keras-hub",
-    "tensorflow",
-    "ai-edge-litert",
-    "onnx",
-    "onnxruntime",
-    "tf2onnx",
-    "numpy",
-    "tokenizers",
-)
 _TFLITE_RUNTIME_REFUSAL = (
     "tflite-runtime 2.14 computes int8 weights with a scale per channel wrongly, or lacks the operator: "
     "use ai-edge-litert, or convert with --recipe fp32 or fp16"
@@ -99,13 +89,16 @@ def convert(
     model: object,
     output: str | Path,
     *,
-    to: Sequence[str] = ("tflite", "onnx"),
+    to: Sequence[str] | None = None,
     recipe: str = "dynamic_wi8_afp32",
     tokenizer: str | Path | Tokenizer | None = None,
     labels: str | Path | Sequence[str] | None = None,
     calibration: str | Path | None = None,
     validation: str | Path | None = None,
     sequence_length: int | None = None,
+    chat_template: str | Path | None = None,
+    cache_lengths: Sequence[int] | None = None,
+    prefill_lengths: Sequence[int] | None = None,
     custom_objects: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda step, done, total: None,
@@ -113,17 +106,24 @@ def convert(
     """Convert a Keras model into a bundle, and check it against Keras before it is written.
 
     Args:
-        model: A `keras.Model`, or the path of a `.keras` file, a SavedModel or a KerasHub preset folder.
+        model: A `keras.Model`; the path of a `.keras` file, a SavedModel or a KerasHub preset folder; or a handle that KerasHub
+            loads (``hf://…``, ``kaggle://…``), which needs a network.
         output: The bundle to write, ``NAME.edgelm``.
-        to: Formats: ``tflite``, ``onnx`` or both.
-        recipe: ``fp32``, ``fp16`` or ``dynamic_wi8_afp32`` (``int8``).
+        to: Formats: ``tflite``, ``onnx``, and for a language model ``litertlm``. None writes all that fit.
+        recipe: ``fp32``, ``fp16``, ``dynamic_wi8_afp32`` (``int8``), and for a language model ``dynamic_wi4b32_afp32``
+            (``int4``).
         tokenizer: A ``tokenizer.json``, ``vocab.txt``, SentencePiece ``.model`` or preset folder, or a
             `tokenizers.Tokenizer`. A KerasHub task brings its own.
         labels: Names of the classes in the order of the outputs, or a file of them.
         calibration: Real inputs to compare the artifact with Keras on (csv, tsv, jsonl, txt, npz). Without, valid random
             ids are used, and the manifest says so.
-        validation: Labelled data: the accuracy of Keras and of each artifact stands in the manifest.
-        sequence_length: The most tokens that the artifact takes.
+        validation: Labelled data: the accuracy of Keras and of each artifact stands in the manifest. Of a language model,
+            text: the perplexity.
+        sequence_length: The most tokens that the artifact takes; of a language model, prompt and answer together.
+        chat_template: Of a language model: a file with the Jinja template that turns messages into a prompt.
+        cache_lengths: Of a language model as TFLite: positions of its caches. A short conversation takes a short one. The
+            longest is the context.
+        prefill_lengths: Of a language model as TFLite: tokens of a prompt that one call takes.
         custom_objects: A Python file that defines the model's own layers. It is run.
         force: Replace a bundle that exists.
         progress: Called with the step's description, and how much of it is done.
@@ -134,9 +134,20 @@ def convert(
     Raises:
         EdgelmError: Something does not fit; nothing was written, and the message says what to do.
     """
-    chosen = recipes.find(recipe)
-    targets = _targets(to)
-    for target in targets:
+    request = Request(
+        name=Path(output).stem,
+        targets=None if to is None else _targets(to),
+        recipe=recipes.find(recipe),
+        tokenizer=tokenizer,
+        labels=labels,
+        calibration=calibration,
+        validation=validation,
+        sequence_length=sequence_length,
+        chat_template=chat_template,
+        cache_lengths=None if cache_lengths is None else tuple(cache_lengths),
+        prefill_lengths=None if prefill_lengths is None else tuple(prefill_lengths),
+    )
+    for target in request.targets or _RUN_TARGETS:
         for package in _PACKAGES[target]:
             require(package, what=f"target '{target}'")
     with BundleWriter(Path(output), force=force) as writer:
@@ -144,64 +155,99 @@ def convert(
         source = load_source(model, custom_objects=Path(custom_objects) if custom_objects is not None else None)
         reference = make_reference(source)
         recognition = _recognise(source, reference, sequence_length)
-        tokens = find_tokens(tokenizer, source, recognition.spec)
-        lengths = choose_lengths(reference, recognition.spec, tokens, sequence_length)
-        tokens = tokens.cut_at(lengths.maximum)
-        names = _label_names(labels)
-        progress("Reading the model", 1, 1)
+        generates = recognition.spec is not None and recognition.spec.generates
+        from edgelm_converters.language_bundle import make_language_model
 
-        sets = _sample_sets(reference, tokens, lengths, names, calibration, validation, recognition.spec)
-        output_name = recognition.spec.output_name if recognition.spec else None
-        expected = [
-            expect(
-                reference, samples, lengths=lengths.reference, pad_id=tokens.pad_id, output=output_name,
-                tick=lambda done, total: progress("Asking Keras", done, total),
-            )
-            for samples in sets
-        ]  # fmt: skip
-        role = _output_role(recognition.spec, source, expected[0], names)
-        _check_labels(names, sets, expected[0], role)
-
-        spec = recognition.spec
-        if spec is not None and lengths.padding == "full":
-            spec = dataclasses.replace(spec, fixed_length=lengths.maximum)
-        emitter = _Emitter(source, reference, spec, lengths, role, chosen.name, writer.folder)
-        artifacts = [
-            _make_artifact(target, emitter, sets, expected, chosen, tokens.pad_id, progress) for target in targets
-        ]
-        write_golden(writer.folder, _golden(sets[0].samples, expected[0], artifacts[0].signatures[0]))
-        if tokens.tokenizer is not None:
-            tokens.tokenizer.save(str(writer.folder / "tokenizer.json"))
-        manifest = writer.finish(
-            Manifest(
-                format=FORMAT,
-                schema_version=SCHEMA_VERSION,
-                name=Path(output).stem,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                task=_task(role),
-                padding=lengths.padding,
-                recipe=chosen.name,
-                model=_model_record(source, recognition),
-                artifacts=tuple(artifacts),
-                tokenizer=tokens.record(),
-                labels=names,
-                golden="golden.npz",
-                files={},
-                tool_versions=_tool_versions(),
-                notes=(*tokens.notes, *lengths.notes),
-            )
-        )
+        make = make_language_model if generates else _make_run_model
+        manifest = writer.finish(make(request, source, reference, recognition, writer.folder, progress))
     return Conversion(Path(output), manifest)
 
 
-def _targets(to: Sequence[str]) -> tuple[Target, ...]:
+def _make_run_model(
+    request: Request, source: Source, reference: Reference, recognition: Recognition, folder: Path, progress: Progress
+) -> Manifest:
+    """Write the files of a model whose one run is its answer: a classifier, an embedder, anything traced."""
+    _refuse_language_options(request, recognition)
+    tokens = find_tokens(request.tokenizer, source, recognition.spec)
+    lengths = choose_lengths(reference, recognition.spec, tokens, request.sequence_length)
+    tokens = tokens.cut_at(lengths.maximum)
+    names = _label_names(request.labels)
+    progress("Reading the model", 1, 1)
+
+    sets = _sample_sets(reference, tokens, lengths, names, request.calibration, request.validation, recognition.spec)
+    output_name = recognition.spec.output_name if recognition.spec else None
+    expected = [
+        expect(
+            reference, samples, lengths=lengths.reference, pad_id=tokens.pad_id, output=output_name,
+            tick=lambda done, total: progress("Asking Keras", done, total),
+        )
+        for samples in sets
+    ]  # fmt: skip
+    role = _output_role(recognition.spec, source, expected[0], names)
+    _check_labels(names, sets, expected[0], role)
+
+    spec = recognition.spec
+    if spec is not None and lengths.padding == "full":
+        spec = dataclasses.replace(spec, fixed_length=lengths.maximum)
+    emitter = _Emitter(source, reference, spec, lengths, role, request.recipe.name, folder)
+    artifacts = [
+        _make_artifact(target, emitter, sets, expected, request.recipe, tokens.pad_id, progress)
+        for target in request.targets or _RUN_TARGETS
+    ]
+    write_golden(folder, _golden(sets[0].samples, expected[0], artifacts[0].signatures[0]))
+    if tokens.tokenizer is not None:
+        tokens.tokenizer.save(str(folder / "tokenizer.json"))
+    return Manifest(
+        format=FORMAT,
+        schema_version=SCHEMA_VERSION,
+        name=request.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task=_task(role),
+        padding=lengths.padding,
+        recipe=request.recipe.name,
+        model=model_record(source, recognition),
+        artifacts=tuple(artifacts),
+        tokenizer=tokens.record(),
+        labels=names,
+        golden="golden.npz",
+        files={},
+        tool_versions=tool_versions(),
+        notes=(*tokens.notes, *lengths.notes),
+    )
+
+
+def _refuse_language_options(request: Request, recognition: Recognition) -> None:
+    """Refuse what only a language model can be given.
+
+    Raises:
+        RecipeError: A recipe or a target of language models was asked for.
+        InputError: An option of theirs was given.
+    """
+    what = (
+        "an encoder" if recognition.spec is not None else f"not recognised as a language model ({recognition.reason})"
+    )
+    if request.recipe.language_only:
+        raise RecipeError(f"The recipe '{request.recipe.name}' is for language models, and this model is {what}.")
+    if request.targets and "litertlm" in request.targets:
+        raise RecipeError(f"A .litertlm file holds a language model, and this model is {what}: use --to tflite.")
+    given = {
+        "--chat-template": request.chat_template,
+        "--cache-length": request.cache_lengths,
+        "--prefill-length": request.prefill_lengths,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option} is for language models, and this model is {what}.")
+
+
+def _targets(to: Sequence[str]) -> tuple[Format, ...]:
     names = (to,) if isinstance(to, str) else tuple(to)
     for name in names:
-        if name not in TARGETS:
-            raise RecipeError(unknown_name("target", name, TARGETS))
+        if name not in _PACKAGES:
+            raise RecipeError(unknown_name("target", name, _PACKAGES))
     if not names:
         raise RecipeError("No target was named: give 'tflite', 'onnx' or both.")
-    return tuple(name for name in ("tflite", "onnx") if name in names)
+    return tuple(name for name in _PACKAGES if name in names)
 
 
 def _recognise(source: Source, reference: Reference, sequence_length: int | None) -> Recognition:
@@ -314,7 +360,7 @@ class _Emitter:
     recipe: str
     folder: Path
 
-    def emit(self, target: Target) -> tuple[Path, tuple[Signature, ...], dict[str, int]]:
+    def emit(self, target: Format) -> tuple[Path, tuple[Signature, ...], dict[str, int]]:
         """Return the file, its signatures and its operators."""
         from edgelm_converters.emit import onnx, tflite
 
@@ -339,7 +385,7 @@ class _Emitter:
 
 
 def _make_artifact(
-    target: Target,
+    target: Format,
     emitter: _Emitter,
     sets: Sequence[SampleSet],
     expected: Sequence[Expected],
@@ -426,32 +472,3 @@ def _margin(outputs: Mapping[str, NDArray[Any]]) -> float:
     """Return how far the highest value of the first output is above the next one."""
     values = np.sort(np.ravel(next(iter(outputs.values()))))
     return float(values[-1] - values[-2]) if values.size > 1 else 0.0
-
-
-def _model_record(source: Source, recognition: Recognition) -> ModelRecord:
-    spec = recognition.spec
-    return ModelRecord(
-        source=source.description,
-        name=source.name,
-        path="recognised" if spec else "traced",
-        family=recognition.family if spec else None,
-        reason=None if spec else recognition.reason,
-        parameters=_count_parameters(source.model),
-        architecture=spec.describe() if spec else {},
-    )
-
-
-def _count_parameters(model: Any) -> int:
-    if hasattr(model, "count_params"):
-        return int(model.count_params())
-    return int(sum(np.prod(variable.shape) for variable in model.variables))
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -1,7 +1,8 @@
-"""What the user hands in: a model from memory, a `.keras` file, a SavedModel or a KerasHub preset folder."""
+"""What the user hands in: a model from memory, a `.keras` file, a SavedModel, a KerasHub preset folder or its handle."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,6 +16,9 @@ from edgelm.errors import ModelError
 from edgelm_converters.frameworks import import_keras, import_keras_hub, import_tensorflow
 
 __all__ = ["Source", "load_source"]
+
+
+_HANDLES = ("hf://", "kaggle://", "modelscope://")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def load_source(model: object, *, custom_objects: Path | None = None) -> Source:
     """Read a model.
 
     Args:
-        model: A `keras.Model`, or the path of one: `.keras`, a SavedModel folder or a KerasHub preset folder.
+        model: A `keras.Model`; the path of one: `.keras`, a SavedModel folder or a KerasHub preset folder; or a handle that
+            KerasHub fetches: ``hf://user/model``, ``kaggle://…``, ``modelscope://…``.
         custom_objects: A Python file that defines the model's own layers. It is run: name only a file that you trust.
 
     Raises:
@@ -48,6 +53,8 @@ def load_source(model: object, *, custom_objects: Path | None = None) -> Source:
         MissingPackageError: Keras, TensorFlow or KerasHub is needed and not installed.
     """
     objects = _load_custom_objects(custom_objects) if custom_objects is not None else {}
+    if isinstance(model, str) and model.startswith(_HANDLES):
+        return _load_handle(model)
     if isinstance(model, (str, Path)):
         return _load_path(Path(model), objects)
     keras = import_keras()
@@ -133,6 +140,30 @@ def _load_saved_model(path: Path) -> Source:
     return Source("saved_model", function, path.name, path.name, None)
 
 
+def _load_handle(handle: str) -> Source:
+    """Let KerasHub fetch a model: its own presets, and Hugging Face checkpoints that it can convert.
+
+    A language model's task is asked for first, then a classifier's, then the backbone; KerasHub refuses what does not fit.
+    """
+    keras_hub = import_keras_hub()
+    reasons = []
+    for kind in ("CausalLM", "TextClassifier", "Backbone"):
+        try:
+            model = getattr(keras_hub.models, kind).from_preset(handle)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reasons.append(f"as {kind}: {str(error).strip().splitlines()[0][:200]}")
+        except (OSError, RuntimeError) as error:
+            # What the hubs' clients raise where there is no network, no such model, or no permission.
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ModelError(
+                f"{handle} cannot be fetched ({type(error).__name__}: {reason}): check the name, the network and your "
+                "access, or give a local preset folder."
+            ) from error
+        else:
+            return _with_tokenizer(_from_keras(model, handle), handle)
+    raise ModelError(f"KerasHub cannot load {handle}: {'; '.join(reasons)}")
+
+
 def _load_config_folder(path: Path, objects: dict[str, Any]) -> Source:
     """Load a KerasHub preset, or a `.keras` that was saved as a folder."""
     try:
@@ -150,10 +181,18 @@ def _load_config_folder(path: Path, objects: dict[str, Any]) -> Source:
     except (ValueError, TypeError, KeyError, OSError, AttributeError) as error:
         raise ModelError(_explain_load_error(path, str(error))) from error
     source = _from_keras(model, path.name)
-    if source.preprocessor is None and (path / "tokenizer.json").is_file():
-        tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(path))
-        return Source(source.kind, source.model, source.name, source.description, tokenizer)
-    return source
+    return _with_tokenizer(source, str(path)) if (path / "tokenizer.json").is_file() else source
+
+
+def _with_tokenizer(source: Source, preset: str) -> Source:
+    """Return a source with the preset's tokenizer, where the model does not carry one already and the preset has one."""
+    if source.preprocessor is not None:
+        return source
+    try:
+        tokenizer = import_keras_hub().tokenizers.Tokenizer.from_preset(preset)
+    except (ValueError, OSError, KeyError):
+        return source  # a preset of an image model, or one without assets
+    return dataclasses.replace(source, preprocessor=tokenizer)
 
 
 def _load_hdf5(path: Path, objects: dict[str, Any]) -> Source:

@@ -58,6 +58,17 @@ class Tokens:
         tokenizer.no_padding()
         return dataclasses.replace(self, tokenizer=tokenizer, max_length=maximum)
 
+    def bounded_by(self, context: int) -> Tokens:
+        """Return the same with a tokenizer that neither cuts nor pads: a language model refuses what is too long."""
+        if self.tokenizer is None:
+            return self
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return dataclasses.replace(self, tokenizer=tokenizer, max_length=context)
+
     def record(self) -> TokenizerRecord | None:
         """Return the manifest's entry; None where there is no tokenizer."""
         if self.tokenizer is None or self.max_length is None:

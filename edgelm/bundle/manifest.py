@@ -30,6 +30,7 @@ __all__ = [
     "Manifest",
     "ModelRecord",
     "Parity",
+    "Perplexity",
     "Port",
     "RuntimeRecord",
     "Signature",
@@ -153,6 +154,23 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Perplexity:
+    """How unlikely Keras and the artifact find a text: the exponential of the mean negative log-likelihood of a token.
+
+    Attributes:
+        data: The text's file.
+        tokens: Tokens that were predicted.
+        keras: Of the Keras model.
+        artifact: Of the artifact, in the first verified runtime.
+    """
+
+    data: str
+    tokens: int
+    keras: float
+    artifact: float
+
+
+@dataclass(frozen=True)
 class RuntimeRecord:
     """A runtime, and whether it may open the artifact.
 
@@ -184,6 +202,7 @@ class Artifact:
         accuracy: Where labelled data was given.
         operators: Count of each operator in one pass through the model.
         notes: What was skipped, kept in float, or done otherwise than asked.
+        perplexity: Of a language model, where text was given.
     """
 
     format: Format
@@ -196,6 +215,7 @@ class Artifact:
     accuracy: Accuracy | None
     operators: dict[str, int]
     notes: tuple[str, ...] = ()
+    perplexity: Perplexity | None = None
 
 
 @dataclass(frozen=True)

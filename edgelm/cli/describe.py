@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgelm.bundle import Accuracy, Artifact, Manifest, Parity, RuntimeRecord
+from edgelm.bundle import Accuracy, Artifact, GenerationRecord, Manifest, Parity, Perplexity, RuntimeRecord
 from edgelm.cli.output import size
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("read as", f"{model.family}, recognised" if model.family else f"traced: {model.reason}"),
         *(("", f"{key.replace('_', ' ')}: {value}") for key, value in model.architecture.items()),
         ("recipe", manifest.recipe),
-        ("padding", manifest.padding),
+        *(_generation_rows(manifest.generation) if manifest.generation else [("padding", manifest.padding)]),
         (
             "tokenizer",
             f"{tokenizer.vocabulary_size:,} ids, at most {tokenizer.max_length} a text"
@@ -38,6 +38,15 @@ def manifest_rows(manifest: Manifest) -> Rows:
     ]
 
 
+def _generation_rows(generation: GenerationRecord) -> Rows:
+    """Return how a language model is driven."""
+    stop = ", ".join(map(str, generation.stop_ids)) or "none"
+    return [
+        ("context", f"{generation.context_length:,} positions; stops at the tokens {stop}"),
+        ("chat", f"by {generation.chat_template}" if generation.chat_template else "no template: prompts only"),
+    ]
+
+
 def artifact_rows(artifact: Artifact) -> Rows:
     """Return what one model file is, and what was seen of it."""
     signatures = ", ".join(signature.name for signature in artifact.signatures)
@@ -45,7 +54,9 @@ def artifact_rows(artifact: Artifact) -> Rows:
     return [
         (artifact.file, f"{size(artifact.size_bytes)}, signatures {signatures}"),
         ("against Keras", _parity(artifact.parity)),
-        ("accuracy", _accuracy(artifact.accuracy)),
+        ("perplexity", _perplexity(artifact.perplexity))
+        if any(signature.cache is not None for signature in artifact.signatures)
+        else ("accuracy", _accuracy(artifact.accuracy)),
         *((f"in {record.runtime}", _runtime(record)) for record in artifact.runtimes),
         ("operators", ", ".join(f"{count} {name}" for name, count in operators)),
         *(("note", note) for note in artifact.notes),
@@ -55,13 +66,19 @@ def artifact_rows(artifact: Artifact) -> Rows:
 def summary_row(artifact: Artifact) -> tuple[str, ...]:
     """Return an artifact in one row: format, bytes, where it was checked, error, agreement, accuracy."""
     parity, accuracy, runtime = artifact.parity, artifact.accuracy, artifact.runtimes[0]
+    language = any(signature.cache is not None for signature in artifact.signatures)
+    checked = f"{runtime.runtime} {runtime.version}" if runtime.version else runtime.reason or runtime.status
     return (
         artifact.format,
         size(artifact.size_bytes),
-        f"{parity.samples:,} {parity.inputs} inputs, {runtime.runtime} {runtime.version}",
+        f"{parity.samples:,} {parity.inputs} inputs, {checked}",
         f"{parity.max_abs_error:.2g} of {parity.reference_range:.3g} (bound {parity.bound:.2g})",
         "—" if parity.agreement is None else f"{parity.agreement:.2%}",
-        "not measured" if accuracy is None else f"{accuracy.artifact:.2%} (Keras {accuracy.keras:.2%})",
+        _perplexity(artifact.perplexity)
+        if language
+        else "not measured"
+        if accuracy is None
+        else f"{accuracy.artifact:.2%} (Keras {accuracy.keras:.2%})",
     )
 
 
@@ -99,6 +116,14 @@ def _accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "not measured (no labelled data)"
     return f"{accuracy.artifact:.2%}, Keras {accuracy.keras:.2%} ({accuracy.samples:,} samples of {accuracy.data})"
+
+
+def _perplexity(perplexity: Perplexity | None) -> str:
+    if perplexity is None:
+        return "not measured (no text)"
+    return (
+        f"{perplexity.artifact:.3f}, Keras {perplexity.keras:.3f} ({perplexity.tokens:,} tokens of {perplexity.data})"
+    )
 
 
 def _runtime(record: RuntimeRecord) -> str:

@@ -15,8 +15,16 @@ from edgelm.bundle import Artifact, Bundle, GoldenCase, Parity, Signature, open_
 from edgelm.errors import BundleError, ExecutionError, InputError, RuntimeUnavailableError
 from edgelm_runtimes import feed
 from edgelm_runtimes.program import Arrays, Program, ProgramOptions
-from edgelm_runtimes.registry import RUNTIMES, advice_for, choose_artifact, open_program, runtime_version
+from edgelm_runtimes.registry import (
+    RUNTIMES,
+    advice_for,
+    choose_artifact,
+    open_causal,
+    open_program,
+    runtime_version,
+)
 from edgelm_runtimes.text import open_encoder
+from edgelm_runtimes.verify_causal import causal_answers
 
 __all__ = ["RuntimeCheck", "TokenizerCheck", "VerifyReport", "verify"]
 
@@ -155,28 +163,61 @@ def _check(
     bundle: Bundle, artifact: Artifact, runtime: str, cases: Sequence[GoldenCase], threads: int | None
 ) -> RuntimeCheck:
     options = ProgramOptions(threads=threads)
-    program = open_program(runtime, bundle.path(artifact.file), artifact.signatures, options)
-    pad_id = bundle.manifest.tokenizer.pad_id if bundle.manifest.tokenizer else 0
-    role = artifact.signatures[0].outputs[0].role
-    worst, same, runs, finite = 0.0, 0, 0, True
+    file, role = bundle.path(artifact.file), _role(artifact)
+    tally = _Tally()
     try:
-        for case in cases:
-            for signature in _fitting(artifact, case):
-                found, wanted = _pair(_run(program, signature, case, pad_id), case.outputs)
-                worst = max(worst, *(_difference(*pair) for pair in zip(found, wanted, strict=True)))
-                finite = finite and all(bool(np.isfinite(value).all()) for value in found)
-                same += _top(found[0], role) == _top(wanted[0], role)
-                runs += 1
+        if bundle.manifest.task == "generate":
+            causal = open_causal(runtime, file, artifact.signatures, options)
+            try:
+                for found, wanted in causal_answers(causal, cases):
+                    tally.add([_centred(found)], [_centred(wanted)], role)
+            finally:
+                causal.close()
+        else:
+            program = open_program(runtime, file, artifact.signatures, options)
+            try:
+                pad_id = bundle.manifest.tokenizer.pad_id if bundle.manifest.tokenizer else 0
+                for case in cases:
+                    for signature in _fitting(artifact, case):
+                        tally.add(*_pair(_run(program, signature, case, pad_id), case.outputs), role)
+            finally:
+                program.close()
     except ExecutionError as error:
-        return RuntimeCheck(runtime, "failed", runtime_version(runtime), artifact.file, runs, reason=str(error))
-    finally:
-        program.close()
-    agreement = same / runs if role in _CHOICES and runs else None
-    reason = _verdict(artifact.parity, worst, finite, agreement, runs)
+        return RuntimeCheck(runtime, "failed", runtime_version(runtime), artifact.file, tally.runs, reason=str(error))
+    agreement = tally.same / tally.runs if role in _CHOICES and tally.runs else None
+    reason = _verdict(artifact.parity, tally.worst, tally.finite, agreement, tally.runs)
     return RuntimeCheck(
-        runtime, "failed" if reason else "passed", runtime_version(runtime), artifact.file, runs, worst,
+        runtime, "failed" if reason else "passed", runtime_version(runtime), artifact.file, tally.runs, tally.worst,
         artifact.parity.bound, agreement, artifact.parity.agreement_bound, reason,
     )  # fmt: skip
+
+
+@dataclass
+class _Tally:
+    """What was seen of a runtime's answers."""
+
+    worst: float = 0.0
+    same: int = 0
+    runs: int = 0
+    finite: bool = True
+
+    def add(self, found: list[NDArray[Any]], wanted: list[NDArray[Any]], role: str) -> None:
+        """Take in one answer, beside Keras's."""
+        self.worst = max(self.worst, *(_difference(*pair) for pair in zip(found, wanted, strict=True)))
+        self.finite = self.finite and all(bool(np.isfinite(value).all()) for value in found)
+        self.same += _top(found[0], role) == _top(wanted[0], role)
+        self.runs += 1
+
+
+def _role(artifact: Artifact) -> str:
+    """Return what the model gives; of a language model, scores, which its prefill signatures do not give."""
+    return next(signature.outputs[0].role for signature in artifact.signatures if signature.outputs)
+
+
+def _centred(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores without their mean, which changes no probability."""
+    centred: NDArray[np.float32] = scores - scores.mean()
+    return centred
 
 
 def _fitting(artifact: Artifact, case: GoldenCase) -> list[Signature]:

@@ -56,6 +56,7 @@ def test_public_names() -> None:
         "Manifest",
         "ModelRecord",
         "Parity",
+        "Perplexity",
         "Port",
         "RuntimeRecord",
         "Signature",

@@ -42,8 +42,9 @@ def emit_onnx(spec: TransformerSpec, path: Path, *, recipe: str) -> tuple[Signat
         ModelError: A weight holds a NaN or an infinity.
         RecipeError: The recipe is unknown, or a weight is too large for float16.
     """
-    if recipe not in RECIPES:
-        raise RecipeError(unknown_name("recipe", recipe, RECIPES))
+    known = [name for name, entry in RECIPES.items() if not entry.language_only]
+    if recipe not in known:
+        raise RecipeError(unknown_name("recipe", recipe, known))
     check_finite(spec)
     graph = Graph()
     flow = start(spec, graph, recipe)

@@ -1,0 +1,150 @@
+"""Is a language model's artifact still the model? Its scores against Keras's at every position, in the device's runtime.
+
+Scores are compared after each row's mean is taken off: a constant on all tokens changes no probability.
+
+Dimensions: ``n`` tokens, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from edgelm_runtimes.program import CausalProgram
+from numpy.typing import NDArray
+
+from edgelm.bundle import Parity, Perplexity
+from edgelm.errors import ConversionError, ParityError
+from edgelm_converters.recipes import Recipe
+
+__all__ = ["Sequences", "Tick", "compare_scores"]
+
+Tick = Callable[[int, int], None]
+Float32 = NDArray[np.float32]
+
+_STEPS = 8  # tokens that are decoded one by one; the rest goes through prefill and through the scores of a whole chunk
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences, with Keras's scores of each.
+
+    Attributes:
+        source: Where they are from: a file's name, or ``random ids``.
+        kind: Whether they are the user's data.
+        ids: int32 ``(n,)`` each.
+        scores: float32 ``(n, V)`` each.
+    """
+
+    source: str
+    kind: Literal["real", "random"]
+    ids: tuple[NDArray[np.int32], ...]
+    scores: tuple[Float32, ...]
+
+    @property
+    def range(self) -> float:
+        """The largest absolute score of all, each row without its mean."""
+        return max(float(np.abs(_centred(scores)).max()) for scores in self.scores)
+
+
+def compare_scores(
+    program: CausalProgram, sequences: Sequences, recipe: Recipe, *, tick: Tick = lambda done, total: None
+) -> tuple[Parity, Perplexity | None]:
+    """Hold a language model against Keras: all at once, then prefilled and decoded token by token.
+
+    Raises:
+        ParityError: Its scores leave the recipe's bound, or its perplexity rises by more than the recipe allows.
+        ConversionError: It answers with NaN or infinity.
+    """
+    worst, same, positions = 0.0, 0, 0
+    ours, theirs = _Surprise(), _Surprise()
+    for done, (ids, wanted) in enumerate(zip(sequences.ids, sequences.scores, strict=True), 1):
+        found = np.array(program.forward(ids, 0, logits="all"))
+        if not np.isfinite(found).all():
+            raise ConversionError(
+                f"{program.facts.runtime} answers with NaN or infinity where Keras does not: the file is not usable."
+            )
+        worst = max(worst, _difference(found, wanted), *_decoded_differences(program, ids, wanted))
+        same += int((found.argmax(axis=-1) == wanted.argmax(axis=-1)).sum())
+        positions += len(ids)
+        ours.add(ids, found)
+        theirs.add(ids, wanted)
+        tick(done, len(sequences.ids))
+    parity = Parity(
+        samples=len(sequences.ids),
+        inputs=sequences.kind,
+        max_abs_error=worst,
+        reference_range=sequences.range,
+        bound=recipe.score_bound * max(sequences.range, 1e-6),
+        agreement=same / positions,
+        # On random ids many tokens are as likely; on real ones the perplexity says more.
+        agreement_bound=None,
+        reason=recipe.reason,
+    )
+    perplexity = None
+    if sequences.kind == "real" and theirs.count:
+        perplexity = Perplexity(sequences.source, theirs.count, theirs.perplexity, ours.perplexity)
+    _enforce(parity, perplexity, recipe, program)
+    return parity, perplexity
+
+
+def _decoded_differences(program: CausalProgram, ids: NDArray[np.int32], wanted: Float32) -> Sequence[float]:
+    """Return the differences where all but the last tokens are prefilled in two calls, and the last decoded one by one."""
+    begin = max(len(ids) - _STEPS, 0)
+    for start, end in ((0, begin // 2), (begin // 2, begin)):
+        if end > start:
+            program.forward(ids[start:end], start, logits="none")
+    return [
+        _difference(program.forward(ids[at : at + 1], at, logits="last")[None], wanted[at : at + 1])
+        for at in range(begin, len(ids))
+    ]
+
+
+def _difference(found: Float32, wanted: Float32) -> float:
+    if found.shape != wanted.shape:
+        raise ConversionError(f"The artifact's scores have the shape {found.shape}, Keras's {wanted.shape}.")
+    return float(np.abs(_centred(found) - _centred(wanted)).max())
+
+
+def _centred(scores: Float32) -> NDArray[np.float64]:
+    values = scores.astype(np.float64)
+    centred: NDArray[np.float64] = values - values.mean(axis=-1, keepdims=True)
+    return centred
+
+
+class _Surprise:
+    """Sums up how unlikely a model finds each next token."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = 0.0
+
+    def add(self, ids: NDArray[np.int32], scores: Float32) -> None:
+        """Take in the tokens of one sequence but the first, which nothing predicts."""
+        values = scores[:-1].astype(np.float64)
+        peak = values.max(axis=-1, keepdims=True, initial=-np.inf)
+        logarithm = peak[:, 0] + np.log(np.exp(values - peak).sum(axis=-1))
+        self._total += float((logarithm - values[np.arange(len(ids) - 1), ids[1:]]).sum())
+        self.count += len(ids) - 1
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean negative log-likelihood."""
+        return float(np.exp(self._total / self.count))
+
+
+def _enforce(parity: Parity, perplexity: Perplexity | None, recipe: Recipe, program: CausalProgram) -> None:
+    safer = "" if recipe.name == "fp32" else " Try a recipe with more bits (int8, fp16 or fp32)."
+    where = f"{program.facts.runtime} ({recipe.name})"
+    if not parity.max_abs_error <= parity.bound:
+        raise ParityError(
+            f"{where} is off by up to {parity.max_abs_error:.3g} on scores of up to {parity.reference_range:.3g}; "
+            f"the bound is {parity.bound:.3g} ({parity.reason}). Nothing was written.{safer}"
+        )
+    if perplexity is not None and not perplexity.artifact <= perplexity.keras * (1 + recipe.max_perplexity_rise):
+        raise ParityError(
+            f"{where} has a perplexity of {perplexity.artifact:.3f} on {perplexity.data}, Keras {perplexity.keras:.3f}; "
+            f"the recipe allows a rise of {recipe.max_perplexity_rise:.1%}. Nothing was written.{safer}"
+        )

@@ -1,0 +1,138 @@
+"""A recognised language model becomes a whole bundle: tokenizer, settings, golden vectors and every file that was asked for."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgelm.bundle import FORMAT, SCHEMA_VERSION, Manifest, write_golden
+from edgelm.bundle.manifest import Format
+from edgelm.errors import ConversionError, InputError
+from edgelm_converters.causal_parity import Sequences
+from edgelm_converters.causal_reference import Scores, keras_scores
+from edgelm_converters.data import Dataset, read_dataset
+from edgelm_converters.families import Recognition
+from edgelm_converters.generation import find_chat_template, generation_record
+from edgelm_converters.language import (
+    LANGUAGE_TARGETS,
+    LanguageModel,
+    choose_context,
+    golden_cases,
+    make_language_artifacts,
+    make_sequences,
+)
+from edgelm_converters.records import model_record, tool_versions
+from edgelm_converters.reference import Reference
+from edgelm_converters.request import Progress, Request
+from edgelm_converters.source import Source
+from edgelm_converters.tokens import Tokens, find_tokens
+
+__all__ = ["make_language_model"]
+
+_CHAT_TEMPLATE = "chat_template.jinja"
+
+
+def make_language_model(
+    request: Request, source: Source, reference: Reference, recognition: Recognition, folder: Path, progress: Progress
+) -> Manifest:
+    """Write the files of a language model into a bundle's folder, each checked against Keras.
+
+    Args:
+        request: What the user asked for.
+        source: The Keras model.
+        reference: The same as a function.
+        recognition: Its spec.
+        folder: Where to.
+        progress: Called with the step's description, and how much of it is done.
+
+    Returns:
+        The manifest, without its list of files.
+
+    Raises:
+        EdgelmError: Something does not fit; the message says what to do.
+    """
+    spec = recognition.spec
+    if spec is None:
+        raise ConversionError(f"The model is not recognised as a language model: {recognition.reason}.")
+    if request.labels is not None:
+        raise InputError("Labels were given, but the model generates text: it has no classes.")
+    tokens = find_tokens(request.tokenizer, source, spec)
+    context, notes = choose_context(spec, request.sequence_length, tokens.max_length)
+    tokens = tokens.bounded_by(context)
+    template, template_notes = find_chat_template(source, tokens.tokenizer, request.chat_template)
+    model = LanguageModel(
+        spec=spec,
+        recipe=request.recipe,
+        generation=generation_record(
+            source, tokens.tokenizer, spec, context_length=context, chat_template=_CHAT_TEMPLATE if template else None
+        ),
+        tokenizer=tokens.tokenizer,
+        chat_template=template,
+        caches=_caches(request, context),
+        prefill=request.prefill_lengths,
+    )
+    targets, target_notes = _targets(request, tokens)
+    progress("Reading the model", 1, 1)
+
+    if tokens.tokenizer is not None:
+        tokens.tokenizer.save(str(folder / "tokenizer.json"))
+    if template is not None:
+        (folder / _CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    scores = keras_scores(source.model, reference, spec)
+    sets = _sequences(scores, model, request, progress)
+    artifacts = make_language_artifacts(model, targets, folder, sets, progress)
+    write_golden(folder, golden_cases(sets[0], tokens.tokenizer))
+    return Manifest(
+        format=FORMAT,
+        schema_version=SCHEMA_VERSION,
+        name=request.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task="generate",
+        padding="masked",
+        recipe=request.recipe.name,
+        model=model_record(source, recognition),
+        artifacts=artifacts,
+        tokenizer=tokens.record(),
+        labels=None,
+        golden="golden.npz",
+        files={},
+        tool_versions=tool_versions(),
+        notes=(*tokens.notes, *notes, *template_notes, *target_notes),
+        generation=model.generation,
+    )
+
+
+def _caches(request: Request, context: int) -> tuple[int, ...] | None:
+    """Return the cache lengths that were asked for, with the context as the longest."""
+    asked = request.cache_lengths
+    if asked is None:
+        return None
+    if min(asked) < 2 or max(asked) > context:
+        raise InputError(
+            f"Cache lengths are between 2 and the context, {context}, and {sorted(asked)} were given: a longer context is set "
+            "with --sequence-length."
+        )
+    return tuple(sorted({*asked, context}))
+
+
+def _targets(request: Request, tokens: Tokens) -> tuple[tuple[Format, ...], tuple[str, ...]]:
+    """Return the formats to write, and a note where one that is usual is left out."""
+    if request.targets is not None:
+        return request.targets, ()
+    if tokens.tokenizer is None:
+        return ("tflite", "onnx"), ("No .litertlm was written: it holds a tokenizer, and none is known (--tokenizer).",)
+    if importlib.util.find_spec("litert_lm_builder") is None:
+        return ("tflite", "onnx"), ("No .litertlm was written: pip install litert-lm-builder, and convert again.",)
+    return tuple(LANGUAGE_TARGETS), ()
+
+
+def _sequences(scores: Scores, model: LanguageModel, request: Request, progress: Progress) -> list[Sequences]:
+    """Return what to compare on, with Keras's scores: the user's texts, or random ids where there are none."""
+    files = [file for file in (request.calibration, request.validation) if file is not None]
+    datasets: Sequence[Dataset | None] = [read_dataset(Path(file)) for file in files] or [None]
+    return [
+        make_sequences(scores, data, model, tick=lambda done, total: progress("Asking Keras", done, total))
+        for data in datasets
+    ]
