@@ -19,9 +19,14 @@ from edgelm.bundle.manifest import TokenizerRecord
 from edgelm.errors import TokenizerError
 from edgelm_converters.frameworks import import_tensorflow
 from edgelm_converters.tokenizer_files import read_folder, read_tokenizer_json, read_vocabulary
-from edgelm_converters.tokenizer_keras_hub import to_hugging_face, uses_tensorflow
+from edgelm_converters.tokenizer_keras_hub import is_causal, to_hugging_face, uses_tensorflow
 from edgelm_converters.tokenizer_probes import PROBE_TEXTS
-from edgelm_converters.tokenizer_sentencepiece import control_name, from_sentencepiece, sentencepiece_processor
+from edgelm_converters.tokenizer_sentencepiece import (
+    control_name,
+    from_sentencepiece,
+    sentencepiece_processor,
+    special_name,
+)
 from edgelm_converters.tokenizer_vectorization import from_text_vectorization
 
 __all__ = [
@@ -35,7 +40,7 @@ __all__ = [
     "to_hugging_face",
 ]
 
-_PADDING_NAMES = ("[PAD]", "<pad>", control_name("[PAD]"), control_name("<pad>"))
+_PADDING_NAMES = ("[PAD]", "<pad>", control_name("[PAD]"), control_name("<pad>"), special_name("<pad>"))
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def check_tokenizer(source: Any, tokenizer: Tokenizer, texts: Iterable[str]) -> list[TokenMismatch]:
     """Return the texts whose ids differ from those of the tokenizer that was converted.
 
-    Padding is left out, and both are cut at the source's length where it has one.
+    Padding is left out, and both are cut at the source's length where it has one. A language model's prompts are not cut.
 
     Args:
-        source: A KerasHub preprocessor or tokenizer, run as ``predict`` runs it; a ``TextVectorization`` layer; or a
-            ``sentencepiece.SentencePieceProcessor``.
+        source: A KerasHub preprocessor or tokenizer, run as ``predict`` runs it (a language model's as ``generate`` does);
+            a ``TextVectorization`` layer; or a ``sentencepiece.SentencePieceProcessor``.
         tokenizer: The converted one.
         texts: What to compare on, such as :data:`PROBE_TEXTS` and the user's own.
     """
@@ -102,18 +107,16 @@ def check_tokenizer(source: Any, tokenizer: Tokenizer, texts: Iterable[str]) -> 
         return []
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
+    if is_causal(source):
+        return _mismatches(texts, _prompt_ids(source, texts), [tuple(copy.encode(text).ids) for text in texts])
     has_special_tokens = hasattr(source, "tokenizer")
     length = _length(source)
     if length is not None:
         copy.enable_truncation(length)
-    mismatches = []
-    for text, ids in zip(texts, _source_ids(source, texts), strict=True):
-        expected = _without_padding(ids, _source_pad_id(source))
-        encoded = copy.encode(text, add_special_tokens=has_special_tokens).ids
-        found = _without_padding(encoded, _source_pad_id(source))
-        if expected != found:
-            mismatches.append(TokenMismatch(text, expected, found))
-    return mismatches
+    pad_id = _source_pad_id(source)
+    expected = [_without_padding(ids, pad_id) for ids in _source_ids(source, texts)]
+    encoded = (copy.encode(text, add_special_tokens=has_special_tokens).ids for text in texts)
+    return _mismatches(texts, expected, [_without_padding(ids, pad_id) for ids in encoded])
 
 
 def describe(tokenizer: Tokenizer, *, max_length: int | None = None, file: str = "tokenizer.json") -> TokenizerRecord:
@@ -221,6 +224,20 @@ def _source_ids(source: Any, texts: list[str]) -> list[Sequence[int]]:
     if hasattr(rows, "to_list"):  # a ragged tensor
         rows = rows.to_list()
     return [np.asarray(row).tolist() for row in rows]
+
+
+def _prompt_ids(preprocessor: Any, texts: list[str]) -> list[tuple[int, ...]]:
+    """Return the ids that a language model's ``generate`` makes of each text."""
+    # A byte may become that many tokens: one letter of three bytes (ﷺ) is eighteen letters of two when normalised.
+    room = 2 + 12 * max(len(text.encode()) for text in texts)
+    outputs = preprocessor.generate_preprocess(texts, sequence_length=room)
+    rows, masks = np.asarray(outputs["token_ids"]), np.asarray(outputs["padding_mask"], bool)
+    return [tuple(int(index) for index in row[mask]) for row, mask in zip(rows, masks, strict=True)]
+
+
+def _mismatches(texts: list[str], expected: list[tuple[int, ...]], found: list[tuple[int, ...]]) -> list[TokenMismatch]:
+    pairs = zip(texts, expected, found, strict=True)
+    return [TokenMismatch(text, one, other) for text, one, other in pairs if one != other]
 
 
 def _without_padding(ids: Sequence[int], pad_id: int) -> tuple[int, ...]:

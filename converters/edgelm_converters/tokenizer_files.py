@@ -98,7 +98,7 @@ def _folds_case(path: Path, pieces: list[str]) -> bool:
 
 
 def _read_preset(folder: Path) -> Tokenizer:
-    """Read a KerasHub preset, with the length that its preprocessor has."""
+    """Read a KerasHub preset, with the length that its preprocessor has; a language model's has none."""
     import_keras_hub()
     config = _load_json(folder / "tokenizer.json")
     if str(config.get("module", "")).split(".")[0] != "keras_hub":
@@ -109,8 +109,12 @@ def _read_preset(folder: Path) -> Tokenizer:
     except (OSError, TypeError, ValueError, ImportError, AttributeError, RuntimeError) as error:
         raise TokenizerError(f"The KerasHub preset {folder} is damaged or incomplete ({error}).") from error
     preprocessor = folder / "preprocessor.json"
-    settings = _load_json(preprocessor).get("config", {}) if preprocessor.is_file() else {}
-    return to_hugging_face(tokenizer, max_length=int(settings.get("sequence_length", _PRESET_LENGTH)))
+    saved = _load_json(preprocessor) if preprocessor.is_file() else {}
+    return to_hugging_face(
+        tokenizer,
+        max_length=int(saved.get("config", {}).get("sequence_length", _PRESET_LENGTH)),
+        causal=str(saved.get("class_name", "")).endswith("CausalLMPreprocessor"),
+    )
 
 
 def _load_json(path: Path) -> dict[str, Any]:

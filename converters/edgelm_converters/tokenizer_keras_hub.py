@@ -1,10 +1,16 @@
 """KerasHub's tokenizers as Hugging Face ones, with the same ids.
 
 KerasHub tokenizes in two ways: in plain Python, and as TensorFlow operations inside ``tf.data``. What counts here is
-what ``model.fit`` and ``model.predict`` use when they are given strings, because the model was trained on those ids:
-plain Python where KerasHub feeds its models through `grain`, ``tf.data`` otherwise. Only for a byte-pair vocabulary
-(RoBERTa) do the two give different ids: ``tf.data`` splits a text as GPT-2 does, plain Python as Llama 3 does
-(numbers in threes, and without the space before them).
+what the model itself uses when it is given strings:
+
+- ``fit`` and ``predict`` of a classifier: plain Python where KerasHub feeds its models through `grain`, ``tf.data``
+  otherwise, because the model was trained on those ids;
+- ``generate`` of a language model: plain Python, unless its tokenizer forbids it. A prompt gets the model's start token,
+  whatever ``add_start_token`` says (KerasHub looks at that in training only), and no end token.
+
+Only for a byte-pair vocabulary do the two give different ids. ``tf.data`` splits a text into words as GPT-2 does. Plain
+Python hands the expression of Llama 3 to ``tokenizers`` as a plain string, which is found in no text: nothing is split, and
+merges may cross words (KerasHub 0.32).
 
 What a WordPiece tokenizer cannot say in a ``tokenizer.json`` as it is usually written, it says by these means:
 
@@ -31,7 +37,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from edgelm.errors import TokenizerError
 from edgelm_converters.tokenizer_sentencepiece import from_sentencepiece
 
-__all__ = ["to_hugging_face", "uses_tensorflow"]
+__all__ = ["is_causal", "to_hugging_face", "uses_tensorflow"]
 
 _MARK = "\x01"
 _PUNCTUATION = r"!-/:-@\[-`{-~\p{P}"
@@ -61,34 +67,40 @@ _WORDS = (
 _LAST_SPACE = rf"[ \t\r\f\v{_SIX}{_SPACES}]\z"
 
 
-def to_hugging_face(tokenizer: Any, *, max_length: int) -> Tokenizer:
+def to_hugging_face(tokenizer: Any, *, max_length: int, causal: bool | None = None) -> Tokenizer:
     """Return a KerasHub tokenizer as a Hugging Face one.
 
-    Encoding a text gives the ids that KerasHub's preprocessor gives, without its padding: with the model's start and
-    end tokens where it has them, cut to `max_length`. A pair of texts is joined as KerasHub joins it.
+    Encoding a text gives the ids that KerasHub's preprocessor gives, without its padding. A classifier's has the model's
+    start and end tokens where there are any, and is cut to `max_length`; a pair of texts is joined as KerasHub joins it. A
+    language model's has the start token alone, as ``generate_preprocess`` gives it, and is never cut.
 
     Args:
         tokenizer: A ``keras_hub`` tokenizer (WordPiece, byte-pair or SentencePiece), or a preprocessor that holds one.
-        max_length: The most ids that a text gives, start and end tokens among them.
+        max_length: The most ids that a classifier's text gives, start and end tokens among them.
+        causal: Whether it is a language model's. None: as the preprocessor says; a bare tokenizer is a classifier's.
 
     Raises:
         TokenizerError: It is of another kind, has no vocabulary, or `max_length` leaves no room for the text.
     """
+    causal = is_causal(tokenizer) if causal is None else causal
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    kinds = {
-        kind.__name__ for kind in type(tokenizer).__mro__ if kind.__module__.split(".")[0] in ("keras_hub", "keras_nlp")
-    }
+    kinds = _kinds(tokenizer)
     if "WordPieceTokenizer" in kinds:
         result = _word_piece(tokenizer)
     elif "BytePairTokenizer" in kinds:
-        result = _byte_pair(tokenizer)
+        result = _byte_pair(
+            tokenizer, in_tensorflow=_forbids_python(tokenizer) if causal else uses_tensorflow(tokenizer)
+        )
     elif "SentencePieceTokenizer" in kinds:
-        result = _sentence_piece(tokenizer)
+        result = _sentence_piece(tokenizer, causal=causal)
     else:
         raise TokenizerError(
             f"The tokenizer {type(tokenizer).__name__} is not one of KerasHub's WordPiece, byte-pair or SentencePiece "
             "tokenizers: give the tokenizer as a tokenizer.json, vocab.txt or SentencePiece .model file."
         )
+    if causal:
+        _add_start_token(result, tokenizer)
+        return result
     separators = 2 if "RobertaTokenizer" in kinds else 1
     room = max_length - _add_special_tokens(result, tokenizer, separators)
     if room < 1:
@@ -97,11 +109,38 @@ def to_hugging_face(tokenizer: Any, *, max_length: int) -> Tokenizer:
     return result
 
 
+def is_causal(preprocessor: Any) -> bool:
+    """Return whether a KerasHub preprocessor is a language model's (``GPT2CausalLMPreprocessor`` and its like)."""
+    return "CausalLMPreprocessor" in _kinds(preprocessor)
+
+
 def uses_tensorflow(tokenizer: Any) -> bool:
     """Return whether ``fit`` and ``predict`` run a KerasHub tokenizer inside ``tf.data``, not in plain Python."""
     pipeline = sys.modules.get("keras_hub.src.utils.pipeline_model")
     feeds_by_grain = getattr(pipeline, "grain", None) is not None
-    return not (feeds_by_grain and getattr(tokenizer, "_allow_python_workflow", False))
+    return not feeds_by_grain or _forbids_python(tokenizer)
+
+
+def _forbids_python(tokenizer: Any) -> bool:
+    return not getattr(tokenizer, "_allow_python_workflow", False)
+
+
+def _kinds(thing: Any) -> set[str]:
+    """Return the names of the KerasHub classes that something is an instance of."""
+    return {
+        kind.__name__ for kind in type(thing).__mro__ if kind.__module__.split(".")[0] in ("keras_hub", "keras_nlp")
+    }
+
+
+def _add_start_token(result: Tokenizer, tokenizer: Any) -> None:
+    """Let a prompt begin with the model's start token, where it has one."""
+    start = getattr(tokenizer, "start_token_id", None)
+    if start is None:
+        return
+    first = str(tokenizer.start_token)
+    result.post_processor = processors.TemplateProcessing(
+        single=[f"{first}:0", "$A:0"], pair=[f"{first}:0", "$A:0", "$B:1"], special_tokens=[(first, int(start))]
+    )
 
 
 def _add_special_tokens(result: Tokenizer, tokenizer: Any, separators: int) -> int:
@@ -163,10 +202,10 @@ def _word_piece_normalizer(*, strip_accents: bool, split_on_cjk: bool, lowercase
     return normalizers.Sequence([*steps, normalizers.ByteLevel()])
 
 
-def _byte_pair(tokenizer: Any) -> Tokenizer:
+def _byte_pair(tokenizer: Any, *, in_tensorflow: bool) -> Tokenizer:
     if not tokenizer.vocabulary:
         raise TokenizerError("This byte-pair tokenizer has no vocabulary: set it before converting.")
-    if not uses_tensorflow(tokenizer):
+    if not in_tensorflow:
         # In plain Python KerasHub runs a Hugging Face tokenizer itself.
         return Tokenizer.from_str(tokenizer._tokenizer.to_str())
     rules = (str(merge).split(" ") for merge in tokenizer.merges if "#version:" not in str(merge))
@@ -191,7 +230,7 @@ def _byte_pair(tokenizer: Any) -> Tokenizer:
     return result
 
 
-def _sentence_piece(tokenizer: Any) -> Tokenizer:
+def _sentence_piece(tokenizer: Any, *, causal: bool) -> Tokenizer:
     if tokenizer.proto is None:
         raise TokenizerError("This SentencePiece tokenizer has no model: set it before converting.")
     if tokenizer.add_bos or tokenizer.add_eos:
@@ -199,4 +238,4 @@ def _sentence_piece(tokenizer: Any) -> Tokenizer:
             "This SentencePiece tokenizer adds begin and end tokens itself (add_bos or add_eos), which is not "
             "supported: use a preprocessor that adds them."
         )
-    return from_sentencepiece(bytes(tokenizer.proto))
+    return from_sentencepiece(bytes(tokenizer.proto), causal=causal)

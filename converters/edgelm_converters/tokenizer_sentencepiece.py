@@ -5,13 +5,16 @@ compiled normaliser goes over unchanged. It gives one id for a run of unknown ch
 
 SentencePiece never finds a control piece such as ``[CLS]`` or ``<pad>`` in a text, where Hugging Face's models would.
 So these pieces get a space before their name: a space cannot be part of a piece, for texts have ``▁`` in its place.
+In a language model's tokenizer U+0001 stands before the name instead, and the name is a special token: a chat template
+begins a prompt with it (``bos_token``), and no text that a person writes holds it.
 
 Known to differ, and shown by :func:`edgelm_converters.tokenizer.check_tokenizer` where a text has it:
 
 - unigram: paths of the same pieces in another order (55|5 and 5|55) tie, and SentencePiece's float32 sums break the tie
   where these float64 sums do not;
 - two marks on one letter in an unusual order, and a user's own piece that the normaliser would change;
-- a byte piece written out in the text (``<0x41>``).
+- a byte piece written out in the text (``<0x41>``);
+- in a language model's tokenizer, a control piece with U+0001 written before it.
 """
 
 from __future__ import annotations
@@ -19,22 +22,27 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from edgelm.errors import MissingPackageError, TokenizerError
 
-__all__ = ["control_name", "from_sentencepiece", "sentencepiece_processor"]
+__all__ = ["control_name", "from_sentencepiece", "sentencepiece_processor", "special_name"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_HIDDEN = (_UNKNOWN, _CONTROL, _UNUSED)
 _UNIGRAM, _BPE = 1, 2
 _SPACE = "▁"
+_SPECIAL_MARK = "\x01"
+_ALL = 1 << 30
 
 
-def from_sentencepiece(proto: bytes) -> Tokenizer:
+def from_sentencepiece(proto: bytes, *, causal: bool = False) -> Tokenizer:
     """Return a SentencePiece model as a Hugging Face tokenizer, which adds no start or end tokens.
 
     Args:
         proto: The content of a ``.model`` file.
+        causal: Whether it is a language model's: its control pieces are then special tokens, which a chat template can
+            name (:func:`special_name`).
 
     Raises:
         TokenizerError: It is not a SentencePiece model, or is of a kind that is not supported.
@@ -46,7 +54,8 @@ def from_sentencepiece(proto: bytes) -> Tokenizer:
         raise TokenizerError(
             "This SentencePiece model writes spaces in its own way (at the end of words, or not at all): unsupported."
         )
-    names = [_name(piece) for piece in model.pieces]
+    name_of_control = special_name if causal else control_name
+    names = [name_of_control(piece.piece) if piece.type in _HIDDEN else str(piece.piece) for piece in model.pieces]
     unknown = next((index for index, piece in enumerate(model.pieces) if piece.type == _UNKNOWN), None)
     if unknown is None:
         raise TokenizerError("This SentencePiece model has no unknown piece: it is damaged.")
@@ -72,12 +81,21 @@ def from_sentencepiece(proto: bytes) -> Tokenizer:
             "This SentencePiece model splits into words or characters: only unigram and BPE are supported."
         )
     _set_normalizer(result, spec)
+    _set_decoder(result, model, unknown=names[unknown])
+    if causal:
+        control = [name for name, piece in zip(names, model.pieces, strict=True) if piece.type == _CONTROL]
+        result.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
     return result
 
 
 def control_name(piece: str) -> str:
     """Return the name of a control or unknown piece in the converted vocabulary."""
     return f" {piece}"
+
+
+def special_name(piece: str) -> str:
+    """Return the name of a control or unknown piece in the vocabulary of a language model's tokenizer."""
+    return f"{_SPECIAL_MARK}{piece}"
 
 
 def sentencepiece_processor(proto: bytes) -> Any:
@@ -103,10 +121,6 @@ def _parse(proto: bytes) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2.ModelProto.FromString(proto)
-
-
-def _name(piece: Any) -> str:
-    return control_name(piece.piece) if piece.type in (_UNKNOWN, _CONTROL, _UNUSED) else str(piece.piece)
 
 
 def _alternatives(pieces: list[str]) -> str:
@@ -145,4 +159,24 @@ def _set_normalizer(result: Tokenizer, spec: Any) -> None:
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
     result.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    result.decoder = decoders.Metaspace(_SPACE, "always" if spec.add_dummy_prefix else "never")
+
+
+def _set_decoder(result: Tokenizer, model: Any, *, unknown: str) -> None:
+    """Set what turns pieces into text, as SentencePiece does: control pieces vanish, bytes are put together.
+
+    The space in front goes where the normaliser put it there: one, or all where it takes away those of the text too.
+    """
+    spec, trainer = model.normalizer_spec, model.trainer_spec
+    steps: list[decoders.Decoder] = [
+        decoders.Replace(Regex(rf"\A{re.escape(unknown)}\z"), trainer.unk_surface.replace(" ", _SPACE)),
+        decoders.Replace(Regex(rf"\A[ {_SPECIAL_MARK}].+\z"), ""),
+        decoders.Replace(_SPACE, " "),
+    ]
+    if trainer.byte_fallback:
+        steps.append(decoders.ByteFallback())
+    steps.append(decoders.Fuse())
+    if spec.remove_extra_whitespaces:
+        steps.append(decoders.Strip(" ", _ALL, 0))
+    elif spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    result.decoder = decoders.Sequence(steps)
