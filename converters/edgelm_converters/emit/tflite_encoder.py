@@ -14,16 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgelm_converters.emit.tflite_blocks import HIDDEN, activated, apply_norm, feed_forward, normalised
 from edgelm_converters.emit.tflite_graph import Graph, Value
-from edgelm_converters.emit.tflite_weights import Affine, Store, after_norm, plain, scaled, side_by_side
-from edgelm_converters.spec import Activation, Attention, Embeddings, FeedForward, Head, Layer, Norm, TransformerSpec
+from edgelm_converters.emit.tflite_weights import Store, after_norm, plain, scaled, side_by_side
+from edgelm_converters.spec import Attention, Embeddings, Head, Layer, Norm, TransformerSpec
 
 __all__ = ["build_encoder"]
-
-# Added to the score of a token that is not seen. exp() of a float32 is 0 below -104, so that its weight is exactly 0 while
-# scores stay within ±10,000; finite, so that a row of padding alone gives numbers and not NaN; inside float16's range, in
-# which a GPU computes.
-_HIDDEN = -30000.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class _Mask:
 
     Attributes:
         real: float32 ``(1, n)``, 1 where there is a token and 0 where there is padding; None where the model sees its padding.
-        padding: What is added to the scores, ``(1, 1, 1, n)``: 0 or `_HIDDEN`.
+        padding: What is added to the scores, ``(1, 1, 1, n)``: 0 or `HIDDEN`.
     """
 
     real: Value | None
@@ -61,7 +57,7 @@ def build_encoder(graph: Graph, store: Store, spec: TransformerSpec, length: int
         first_only = last and spec.head.pooling == "first"
         x = _layer(graph, store, layer, x, mask, first_only=first_only, shared=_shared(spec, index))
     if spec.encoder.final_norm is not None:
-        x = _norm(graph, spec.encoder.final_norm, x)
+        x = apply_norm(graph, spec.encoder.final_norm, x)
     graph.output(spec.output_name, _head(graph, store, spec.head, x, mask))
 
 
@@ -76,7 +72,7 @@ def _embed(
     if parts.position is not None:
         x = graph.add(x, store.rows(graph, parts.position, length, lengths))
     if parts.norm is not None:
-        x = _norm(graph, parts.norm, x)
+        x = apply_norm(graph, parts.norm, x)
     return x if parts.projection is None else store.linear(graph, plain(parts.projection), x)
 
 
@@ -85,7 +81,7 @@ def _mask(graph: Graph, counted: Value | None) -> _Mask:
     if counted is None:
         return _Mask(None, None)
     real = graph.minimum(graph.cast(counted, "float32"), graph.floats([[1.0]]))
-    padding = graph.multiply(graph.subtract(graph.floats([[1.0]]), real), graph.floats([[_HIDDEN]]))
+    padding = graph.multiply(graph.subtract(graph.floats([[1.0]]), real), graph.floats([[HIDDEN]]))
     return _Mask(real, graph.reshape(padding, (1, 1, 1, counted.shape[1])))
 
 
@@ -101,18 +97,18 @@ def _layer(graph: Graph, store: Store, layer: Layer, x: Value, mask: _Mask, *, f
     That is exact, and saves 40 % of the time of two layers, 20 % of four.
     """
     pre = layer.norm_placement == "pre"
-    attention, feed_forward = layer.attention, layer.feed_forward
-    seen = _normalised(graph, layer.attention_norm, x) if pre else x
+    attention, block = layer.attention, layer.feed_forward
+    seen = normalised(graph, layer.attention_norm, x) if pre else x
     norm = layer.attention_norm if pre else None
     mixed = _attention(graph, store, attention, seen, mask, norm, first_only=first_only, shared=shared)
     if first_only:
         x = _first_row(graph, x)
     x = graph.add(x, mixed)
     if pre:
-        seen = _normalised(graph, layer.feed_forward_norm, x)
-        return graph.add(x, _feed_forward(graph, store, feed_forward, seen, layer.feed_forward_norm))
-    x = _norm(graph, layer.attention_norm, x)
-    return _norm(graph, layer.feed_forward_norm, graph.add(x, _feed_forward(graph, store, feed_forward, x, None)))
+        seen = normalised(graph, layer.feed_forward_norm, x)
+        return graph.add(x, feed_forward(graph, store, block, seen, layer.feed_forward_norm))
+    x = apply_norm(graph, layer.attention_norm, x)
+    return apply_norm(graph, layer.feed_forward_norm, graph.add(x, feed_forward(graph, store, block, x, None)))
 
 
 def _attention(
@@ -185,58 +181,15 @@ def _causal(graph: Graph, rows: int, length: int) -> Value:
             graph.floats(np.arange(rows).reshape(1, 1, rows, 1)),
             graph.floats(np.arange(length).reshape(1, 1, 1, length)),
         )
-        return graph.multiply(graph.minimum(ahead, graph.floats([[[[0.0]]]])), graph.floats([[[[-_HIDDEN]]]]))
+        return graph.multiply(graph.minimum(ahead, graph.floats([[[[0.0]]]])), graph.floats([[[[-HIDDEN]]]]))
 
     return graph.once(("causal", rows), make)
-
-
-def _feed_forward(graph: Graph, store: Store, block: FeedForward, x: Value, norm: Norm | None) -> Value:
-    def affine(part: Affine) -> Affine:
-        return part if norm is None else after_norm(part, norm)
-
-    if block.gate is None:
-        hidden = _activated(graph, store, affine(plain(block.up)), x, block.activation)
-    else:
-        gate = _activated(graph, store, affine(plain(block.gate)), x, block.activation)
-        hidden = graph.multiply(gate, store.linear(graph, affine(plain(block.up)), x))
-    return store.linear(graph, plain(block.down), hidden)
-
-
-def _activated(graph: Graph, store: Store, affine: Affine, x: Value, activation: Activation) -> Value:
-    if activation == "relu":
-        return store.linear(graph, affine, x, fused="relu")
-    x = store.linear(graph, affine, x)
-    if activation in ("gelu", "gelu_tanh"):
-        # XNNPACK has both; the decomposed tanh form takes 5-7 % more.
-        return graph.gelu(x, approximate=activation == "gelu_tanh")
-    if activation == "silu":
-        return graph.multiply(x, graph.unary("LOGISTIC", x))
-    if activation == "linear":
-        return x
-    return graph.unary("TANH" if activation == "tanh" else "LOGISTIC", x)
-
-
-def _norm(graph: Graph, norm: Norm, x: Value) -> Value:
-    x = graph.multiply(_normalised(graph, norm, x), graph.floats(norm.gamma[None]))
-    return x if norm.beta is None else graph.add(x, graph.floats(norm.beta[None]))
-
-
-def _normalised(graph: Graph, norm: Norm, x: Value) -> Value:
-    """Return the rows of x with variance 1 (and mean 0), before gamma and beta.
-
-    The centred x is kept and squared, which is up to 2 % faster than SQUARED_DIFFERENCE; products with constant matrices in
-    place of the means take 3-40 % more. A norm costs 1-2 % of a layer.
-    """
-    if norm.kind == "layer":
-        x = graph.subtract(x, graph.reduce("MEAN", x, -1))
-    variance = graph.reduce("MEAN", graph.multiply(x, x), -1)
-    return graph.multiply(x, graph.unary("RSQRT", graph.add(variance, graph.floats([[norm.eps]]))))
 
 
 def _head(graph: Graph, store: Store, head: Head, x: Value, mask: _Mask) -> Value:
     x = _pool(graph, head, x, mask)
     for layer in head.layers:
-        x = _activated(graph, store, plain(layer.linear), x, layer.activation)
+        x = activated(graph, store, plain(layer.linear), x, layer.activation)
     if head.output == "probabilities":
         x = graph.softmax(x)
     if head.output == "sigmoid":
@@ -254,7 +207,7 @@ def _pool(graph: Graph, head: Head, x: Value, mask: _Mask) -> Value:
     column = None if real is None else graph.reshape(real, (x.shape[0], 1))
     if head.pooling == "max":
         if column is not None:
-            hidden = graph.multiply(graph.subtract(graph.floats([[1.0]]), column), graph.floats([[_HIDDEN]]))
+            hidden = graph.multiply(graph.subtract(graph.floats([[1.0]]), column), graph.floats([[HIDDEN]]))
             x = graph.add(x, hidden)
         return graph.reduce("REDUCE_MAX", x, 0)
     if real is None or column is None:

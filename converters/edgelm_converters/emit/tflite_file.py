@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import ConversionError
 
-__all__ = ["Data", "Model", "Operator", "Quantization", "Subgraph", "Tensor", "write_model"]
+__all__ = ["Blocks", "Data", "Model", "Operator", "Quantization", "Subgraph", "Tensor", "write_model"]
 
 _IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
@@ -36,7 +36,7 @@ _SINCE = {
     ("GATHER", 4): (2, 4, 0),
     ("GELU", 1): (2, 9, 0),
 }
-_TYPES = {"float32": 0, "float16": 1, "int32": 2, "int16": 7, "int8": 9}
+_TYPES = {"float32": 0, "float16": 1, "int32": 2, "int16": 7, "int8": 9, "int4": 17}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,19 @@ class Quantization:
     axis: int
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Scales of an int4 tensor ``(out, in)``, one for each run of values along the last axis; the zero points are 0.
+
+    Attributes:
+        scales: Index of a float16 tensor ``(out, in / size)`` of the same graph.
+        size: Values that share a scale.
+    """
+
+    scales: int
+    size: int
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A value of a graph; `buffer` is 0 for one that is computed. Only inputs and outputs have names."""
@@ -67,7 +80,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     buffer: int = 0
-    quantization: Quantization | None = None
+    quantization: Quantization | Blocks | None = None
     name: str = ""
 
 
@@ -268,7 +281,8 @@ class _Serializer:
         return self.table("SubGraph", fields)
 
     def tensor(self, tensor: Tensor) -> int:
-        key = ("tensor", tensor.dtype, tensor.shape, tensor.buffer, id(tensor.quantization), tensor.name)
+        quantization = tensor.quantization if isinstance(tensor.quantization, Blocks) else id(tensor.quantization)
+        key = ("tensor", tensor.dtype, tensor.shape, tensor.buffer, quantization, tensor.name)
         return self.once(key, lambda: self.new_tensor(tensor))
 
     def new_tensor(self, tensor: Tensor) -> int:
@@ -284,7 +298,16 @@ class _Serializer:
             fields["Quantization"] = self.quantization(tensor.quantization)
         return self.table("Tensor", fields)
 
-    def quantization(self, quantization: Quantization) -> int:
+    def quantization(self, quantization: Quantization | Blocks) -> int:
+        if isinstance(quantization, Blocks):
+            # The zero points' tensor, -1: none.
+            details = {"Scales": quantization.scales, "ZeroPoints": -1, "BlockSize": quantization.size}
+            fields = {
+                "DetailsType": self.schema.QuantizationDetails.BlockwiseQuantization,
+                "Details": self.table("BlockwiseQuantization", details),
+            }
+            return self.table("QuantizationParameters", fields)
+
         def pack() -> int:
             scale = self.builder.CreateNumpyVector(quantization.scale)
             # The runtimes want as many zero points as scales; one vector of zeros does for all tensors of that length.

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_converters.emit.tflite_file import Data, Model, Operator, Quantization, Subgraph, Tensor
+from edgelm_converters.emit.tflite_file import Blocks, Data, Model, Operator, Quantization, Subgraph, Tensor
 
 __all__ = ["Constant", "Fused", "Graph", "Value", "Weights"]
 
@@ -31,17 +31,22 @@ class Value:
     index: int
     shape: tuple[int, ...]
     dtype: str
-    quantization: Quantization | None = None
+    quantization: Quantization | Blocks | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor with content, that every graph of the file may use."""
+    """A tensor with content, that every graph of the file may use.
+
+    Attributes:
+        scales: Of an int4 tensor ``(out, in)``: float16 ``(out, in / block)``, a tensor of its own in each graph.
+    """
 
     buffer: int
     shape: tuple[int, ...]
     dtype: str
     quantization: Quantization | None = None
+    scales: Constant | None = None
 
 
 @dataclass(eq=False)
@@ -64,11 +69,13 @@ class Weights:
         shape: tuple[int, ...],
         make: Callable[[], NDArray[Any]],
         quantization: Quantization | None = None,
+        scales: Constant | None = None,
     ) -> Constant:
-        """Add a constant whose content is made when the file is written."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        """Add a constant whose content is made when the file is written; int4 as bytes of two values, the lower bits first."""
+        count = int(np.prod(shape, dtype=np.int64))
+        size = (count + 1) // 2 if dtype == "int4" else count * np.dtype(dtype).itemsize
         self.model.buffers.append(Data(size, make))
-        return Constant(len(self.model.buffers) - 1, shape, dtype, quantization)
+        return Constant(len(self.model.buffers) - 1, shape, dtype, quantization, scales)
 
     def small(self, array: NDArray[Any]) -> Constant:
         """Return a constant with that content; equal content is one buffer."""
@@ -99,12 +106,15 @@ class Graph:
 
     def constant(self, constant: Constant) -> Value:
         """Return a constant of the file as a value of this graph."""
-        return self.once(
-            constant,
-            lambda: self._value(
-                constant.shape, constant.dtype, buffer=constant.buffer, quantization=constant.quantization
-            ),
-        )
+
+        def make() -> Value:
+            quantization: Quantization | Blocks | None = constant.quantization
+            if constant.scales is not None:
+                block = constant.shape[1] // constant.scales.shape[1]
+                quantization = Blocks(self.constant(constant.scales).index, block)
+            return self._value(constant.shape, constant.dtype, buffer=constant.buffer, quantization=quantization)
+
+        return self.once(constant, make)
 
     def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value of that key; it is made at the first call."""
@@ -142,6 +152,10 @@ class Graph:
         """The smaller of the two."""
         return self._binary("MINIMUM", "MaximumMinimumOptions", left, right)
 
+    def maximum(self, left: Value, right: Value) -> Value:
+        """The larger of the two."""
+        return self._binary("MAXIMUM", "MaximumMinimumOptions", left, right)
+
     def unary(self, name: str, x: Value, options: tuple[str, dict[str, Any]] | None = None) -> Value:
         """Apply an operator that keeps shape and type, such as ``"RSQRT"``, ``"TANH"`` or ``"LOGISTIC"``."""
         return self._operator(name, (x,), x.shape, options=options)
@@ -168,8 +182,8 @@ class Graph:
     # Products
 
     def fully_connected(self, x: Value, weight: Value, bias: Value | None, *, fused: Fused = "none") -> Value:
-        """``x @ weight^T + bias`` with x ``(n, in)`` or ``(…, in)``, weight ``(out, in)`` float32 or int8, bias ``(out,)``."""
-        hybrid = weight.dtype == "int8"
+        """``x @ weight^T + bias``, x ``(n, in)`` or ``(…, in)``, weight ``(out, in)`` float or quantised, bias ``(out,)``."""
+        hybrid = weight.dtype in ("int8", "int4")
         keep = len(x.shape) != 2
         # As TFLite's converter assigns them: 12 is float input with int8 weights and a scale per channel, 6 no bias, 5
         # more than two dimensions.
@@ -220,6 +234,22 @@ class Graph:
         self.subgraph.operators.append(Operator("SPLIT", 1, inputs, tuple(value.index for value in outputs), options))
         return outputs
 
+    def concatenate(self, parts: Sequence[Value], axis: int) -> Value:
+        """Join along an axis."""
+        axis %= len(parts[0].shape)
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return self._operator("CONCATENATION", parts, tuple(shape), options=("ConcatenationOptions", {"Axis": axis}))
+
+    def update(self, whole: Value, part: Value, start: Value) -> Value:
+        """`whole` with `part` written over it from `start` on, int32 ``(rank,)``.
+
+        The runtime moves `start` back where the part would not fit. It writes in place where input and output of the graph
+        are one buffer.
+        """
+        options = ("DynamicUpdateSliceOptions", dict[str, Any]())
+        return self._operator("DYNAMIC_UPDATE_SLICE", (whole, part, start), whole.shape, options=options)
+
     def gather(self, table: Value, ids: Value) -> Value:
         """Rows of a table ``(V, E)``, in the table's own type; ids ``(n,)``."""
         version = {"int8": 2, "int16": 4}.get(table.dtype, 1)
@@ -257,7 +287,7 @@ class Graph:
         version: int = 1,
         dtype: str | None = None,
         options: tuple[str, dict[str, Any]] | None = None,
-        quantization: Quantization | None = None,
+        quantization: Quantization | Blocks | None = None,
     ) -> Value:
         first = inputs[0]
         if dtype is None:
@@ -275,7 +305,7 @@ class Graph:
         dtype: str,
         *,
         buffer: int = 0,
-        quantization: Quantization | None = None,
+        quantization: Quantization | Blocks | None = None,
         name: str = "",
     ) -> Value:
         self.subgraph.tensors.append(Tensor(dtype, shape, buffer, quantization, name))

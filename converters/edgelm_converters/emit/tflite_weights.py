@@ -9,21 +9,25 @@ Dimensions: ``V`` vocabulary, ``E`` embedding width, ``n`` rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
+from edgelm_converters.emit.blocks import quantize_blocks
 from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
 from edgelm_converters.emit.tflite_file import Quantization
 from edgelm_converters.emit.tflite_graph import Constant, Fused, Graph, Value, Weights
 from edgelm_converters.spec import Float32, Linear, Norm
 
-__all__ = ["Affine", "Recipe", "Store", "after_norm", "plain", "scaled", "side_by_side"]
+__all__ = ["BLOCK", "Affine", "Recipe", "Store", "after_norm", "plain", "scaled", "side_by_side"]
 
-Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32"]
+Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"]
+
+BLOCK = 32  # values that share a scale in the 4-bit recipe
+_CHUNK = 256  # outputs at a time: bounds what the rounding holds at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,11 @@ class Store:
     weights: Weights
     recipe: Recipe
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether tables, and kernels at least, are stored as integers."""
+        return self.recipe in ("dynamic_wi8_afp32", "dynamic_wi4b32_afp32")
+
     def linear(self, graph: Graph, affine: Affine, x: Value, *, fused: Fused = "none") -> Value:
         """Apply a linear layer to ``(n, in)``."""
         weight = self.weights.once(("kernel", affine.key), lambda: self._kernel(affine))
@@ -98,21 +107,34 @@ class Store:
         EMBEDDING_LOOKUP's own loop takes 18. The scale of each row is gathered and multiplied apart: the format's scale per
         row brings a zero point of 8 bytes a row with it, and runtimes before 2.18 ignore it in silence.
         """
-        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(table):
-            values, scale = self.weights.once(("table", id(table), factor), lambda: self._int8_table(table, factor))
+        if self.quantizes and worth_quantizing(table):
+            values, scale = self._int8_rows(table, factor)
             rows = graph.dequantize(graph.gather(graph.constant(values), ids))
             return graph.multiply(rows, graph.gather(self._place(graph, scale), ids))
-        make: Callable[[], Float32] = (lambda: table) if factor == 1.0 else (lambda: table * np.float32(factor))
-        if self.recipe == "fp16" and worth_quantizing(table):
+        stored = self._float_table(table)
+        if stored.dtype == "float16":
             # Rows are gathered as the bits that they are: runtimes before 2.18 gather no float16, and a DEQUANTIZE of the
             # whole table would hold it in memory once more for each signature, in float32.
-            bits = self.weights.once(
-                ("bits", id(table), factor),
-                lambda: self.weights.add("int16", table.shape, lambda: _half(make()).view(np.int16)),
+            bits = self.weights.once(("bits", stored), lambda: replace(stored, dtype="int16"))
+            rows = graph.dequantize(graph.bitcast(graph.gather(graph.constant(bits), ids), "float16"))
+        else:
+            rows = graph.gather(graph.constant(stored), ids)
+        return rows if factor == 1.0 else graph.multiply(rows, graph.floats([[factor]]))
+
+    def scores(self, graph: Graph, x: Value, table: Float32, bias: Float32 | None) -> Value:
+        """Return ``x @ table^T + bias``, x ``(n, D)``, table ``(V, D)``.
+
+        Where the same table is also looked up, both use its one copy in the file; int8 where the recipe has integers: the
+        scores of a language model lose too much in 4 bits.
+        """
+        if self.quantizes and worth_quantizing(table):
+            values, scale = self._int8_table(table)
+            weight = self.weights.once(
+                ("scores", id(table)), lambda: replace(values, quantization=Quantization(scale, 0))
             )
-            return graph.dequantize(graph.bitcast(graph.gather(graph.constant(bits), ids), "float16"))
-        stored = self.weights.once(("table", id(table), factor), lambda: self.weights.add("float32", table.shape, make))
-        return graph.gather(graph.constant(stored), ids)
+        else:
+            weight = self._float_table(table)
+        return graph.fully_connected(x, self._place(graph, weight), None if bias is None else graph.floats(bias))
 
     def rows(self, graph: Graph, table: Float32, count: int, lengths: tuple[int, ...]) -> Value:
         """Return the first `count` rows of a table, of which the graphs of the file use as many as `lengths` says.
@@ -124,32 +146,56 @@ class Store:
         def cut(whole: Value) -> Value:
             return whole if len(lengths) == 1 else graph.slice(whole, (0, 0), (count, whole.shape[1]))
 
-        # The view is kept by the store, so that its id stays its own.
-        used = self.weights.once(("used", id(table)), lambda: table[: lengths[-1]])
-        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(used):
-            values, scale = self.weights.once(("rows", id(used)), lambda: self._int8_table(used, 1.0))
+        used = self.used(table, lengths[-1])
+        if self.quantizes and worth_quantizing(used):
+            values, scale = self._int8_rows(used, 1.0)
             rows = graph.dequantize(cut(graph.constant(values)))
             return graph.multiply(rows, cut(self._place(graph, scale)))
-        stored = self.weights.once(("rows", id(used)), lambda: self._floats(used.shape, lambda: used))
-        return cut(self._place(graph, stored))
+        return cut(self._place(graph, self._float_table(used)))
+
+    def used(self, table: Float32, count: int) -> Float32:
+        """Return the first rows of a table, as the same array at every call: what is stored goes by its id."""
+        return self.weights.once(("used", id(table), count), lambda: table[:count])
 
     def _kernel(self, affine: Affine) -> Constant:
         rows, columns = affine.shape
-        if self.recipe != "dynamic_wi8_afp32" or not worth_quantizing(affine.shape):
+        if not self.quantizes or not worth_quantizing(affine.shape):
             return self._floats((columns, rows), lambda: affine.kernel().T)
+        if self.recipe == "dynamic_wi4b32_afp32" and rows % BLOCK == 0:
+            return self._blocks(affine)
         values, scale = quantize_weight(affine.kernel(), axis=1)
         return self.weights.add("int8", (columns, rows), lambda: values.T, Quantization(scale, 0))
 
-    def _int8_table(self, table: Float32, factor: float) -> tuple[Constant, Constant]:
-        values, scale = quantize_weight(table, axis=0)
-        # Scales as float16 shares of the largest: half the bytes, and off by at most 127 * 2^-11 = 6 % of a step.
-        largest = scale.max()
-        shares = (scale / largest).astype(np.float16)[:, None]
-        step = Quantization(np.array([largest * np.float32(factor)], np.float32), 0)
-        return (
-            self.weights.add("int8", table.shape, lambda: values, step),
-            self.weights.add("float16", shares.shape, lambda: shares),
-        )
+    def _blocks(self, affine: Affine) -> Constant:
+        rows, columns = affine.shape
+        values, scale = _four_bits(affine.kernel())
+        scales = self.weights.add("float16", scale.shape, lambda: scale)
+        return self.weights.add("int4", (columns, rows), lambda: _pairs(values), scales=scales)
+
+    def _int8_table(self, table: Float32) -> tuple[Constant, Float32]:
+        """Return the values of a table ``(V, E)``, and the scale of each row."""
+
+        def make() -> tuple[Constant, Float32]:
+            values, scale = quantize_weight(table, axis=0)
+            return self.weights.add("int8", table.shape, lambda: values), scale
+
+        return self.weights.once(("int8 table", id(table)), make)
+
+    def _int8_rows(self, table: Float32, factor: float) -> tuple[Constant, Constant]:
+        """Return the values of a table with the step of its largest row, and each row's share of that step, ``(V, 1)``."""
+
+        def make() -> tuple[Constant, Constant]:
+            values, scale = self._int8_table(table)
+            # Scales as float16 shares of the largest: half the bytes, and off by at most 127 * 2^-11 = 6 % of a step.
+            largest = scale.max()
+            shares = (scale / largest).astype(np.float16)[:, None]
+            step = Quantization(np.array([largest * np.float32(factor)], np.float32), 0)
+            return replace(values, quantization=step), self.weights.add("float16", shares.shape, lambda: shares)
+
+        return self.weights.once(("int8 rows", id(table), factor), make)
+
+    def _float_table(self, table: Float32) -> Constant:
+        return self.weights.once(("table", id(table)), lambda: self._floats(table.shape, lambda: table))
 
     def _floats(self, shape: tuple[int, ...], make: Callable[[], Float32]) -> Constant:
         """Store floats: as float16 where the recipe compresses and there are enough of them to show."""
@@ -161,6 +207,35 @@ class Store:
         if constant.dtype != "float16":
             return graph.constant(constant)
         return graph.once(("float32", constant), lambda: graph.dequantize(graph.constant(constant)))
+
+
+def _four_bits(kernel: Float32) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return the steps of a kernel ``(in, out)`` as ``(out, in)``, in [-8, 7], and their scales ``(out, in / BLOCK)``.
+
+    XNNPACK takes the scales as float16, refuses those that are subnormal in it, and computes with their first 8 bits: the
+    steps are rounded once more for the scales that it really uses.
+    """
+    _, best = quantize_blocks(kernel, bits=4, block=BLOCK, positive=True)
+    best = np.maximum(best, np.float32(np.finfo(np.float16).tiny))
+    # To 8 significant bits, as bfloat16 has them: add half of the last one, cut the rest off.
+    scale = ((best.view(np.uint32) + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
+    if float(scale.max()) > float(np.finfo(np.float16).max):
+        raise RecipeError(
+            f"A weight of shape {kernel.shape} needs a scale of {float(scale.max()):.3g}, and float16 ends at 65504: "
+            "choose --recipe dynamic_wi8_afp32."
+        )
+    values = np.empty((kernel.shape[1], kernel.shape[0]), np.int8)
+    for start in range(0, kernel.shape[1], _CHUNK):
+        part = slice(start, start + _CHUNK)
+        blocks = np.ascontiguousarray(kernel[:, part].T).reshape(-1, kernel.shape[0] // BLOCK, BLOCK)
+        values[part] = np.clip(np.rint(blocks / scale[part, :, None]), -8, 7).reshape(-1, kernel.shape[0])
+    return values, scale.astype(np.float16)
+
+
+def _pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return 4-bit values as bytes of two, the first in the lower bits."""
+    nibbles = values.reshape(-1, 2).view(np.uint8) & np.uint8(15)
+    return nibbles[:, 0] | (nibbles[:, 1] << np.uint8(4))
 
 
 def _half(weight: Float32) -> NDArray[np.float16]:
