@@ -7,6 +7,8 @@ A `Run` is the record of one bundle in one runtime; `edgelm.report` makes a page
 """
 
 from edgelm.bench import log
+from edgelm.bench.generation import benchmark_generation
+from edgelm.bench.generation_run import GenerationRun
 from edgelm.bench.measure import benchmark
 from edgelm.bench.run import (
     FORMAT,
@@ -29,11 +31,13 @@ __all__ = [
     "BundleFacts",
     "Conditions",
     "Energy",
+    "GenerationRun",
     "ProfileFacts",
     "Results",
     "Run",
     "Samples",
     "Settings",
     "benchmark",
+    "benchmark_generation",
     "log",
 ]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edgelm.bench.generation_run import GENERATION_FORMAT, GenerationRun
 from edgelm.bench.output import write_text
 from edgelm.bench.run import Run, parse_json
 from edgelm.errors import InputError, OutputError
@@ -44,7 +45,7 @@ def append(run: Run, path: Path | str) -> None:
         )
 
 
-def write(runs: Sequence[Run], path: Path | str, *, force: bool = False) -> None:
+def write(runs: Sequence[Run | GenerationRun], path: Path | str, *, force: bool = False) -> None:
     """Write runs to a file: ``.jsonl`` a line each, otherwise JSON: the run itself if it is one, or a list.
 
     Raises:
@@ -95,7 +96,10 @@ def _read_file(path: Path, warn: Warn) -> list[Run]:
 def _parse_file(content: bytes, path: Path) -> list[Run]:
     try:
         data = parse_json(content)
-        return [Run.from_dict(item) for item in (data if isinstance(data, list) else [data])]
+        items = data if isinstance(data, list) else [data]
+        if any(isinstance(item, dict) and item.get("format") == GENERATION_FORMAT for item in items):
+            raise InputError("it holds runs of language models, which reports do not show yet. Read it as JSON.")
+        return [Run.from_dict(item) for item in items]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

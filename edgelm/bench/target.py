@@ -9,13 +9,16 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import dacite
 
 from edgelm import errors
 from edgelm.bench.protocol import Load, Loaded, Measure, Measured, WarmedUp, WarmUp
 from edgelm.errors import EdgelmError, ExecutionError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["ProcessTarget", "Target"]
 
@@ -51,15 +54,16 @@ class ProcessTarget:
 
     Args:
         name: What it measures, for messages.
+        module: What the process runs: it answers requests, a line of JSON each, as `edgelm.bench.worker` does.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, module: str = "edgelm.bench.worker") -> None:
         self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         # -P keeps the current folder off its path; what this process can import, it can import too.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "edgelm.bench.worker"],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -70,15 +74,15 @@ class ProcessTarget:
 
     def load(self, request: Load) -> Loaded:
         """Open the bundle and answer a first query."""
-        return self._ask(request, Loaded)
+        return self.ask(request, Loaded)
 
     def warm_up(self, request: WarmUp) -> WarmedUp:
         """Answer queries until the times settle."""
-        return self._ask(request, WarmedUp)
+        return self.ask(request, WarmedUp)
 
     def measure(self, request: Measure) -> Measured:
         """Answer queries and report their times."""
-        return self._ask(request, Measured)
+        return self.ask(request, Measured)
 
     def close(self) -> None:
         """End the process: it leaves by itself when its pipes close, and is killed if it is still at work."""
@@ -96,7 +100,12 @@ class ProcessTarget:
         finally:
             self._errors.close()
 
-    def _ask(self, request: Load | WarmUp | Measure, reply: type[_Reply]) -> _Reply:
+    def ask(self, request: DataclassInstance, reply: type[_Reply]) -> _Reply:
+        """Send a request, and return the reply.
+
+        Raises:
+            EdgelmError: What the process reports, or that it died.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         try:
             if stdin is None or stdout is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dacite
 import edgelm_runtimes
@@ -30,7 +30,10 @@ from edgelm.bench.statistics import settled
 from edgelm.bundle.golden import read_golden
 from edgelm.errors import EdgelmError, InputError
 
-__all__ = ["Answer", "Query", "Worker", "main", "measure", "warm_up"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["Answer", "Query", "Worker", "main", "measure", "serve", "warm_up"]
 
 _LEAST_WINDOW = 10
 _CONFIG = dacite.Config(strict=True, cast=[tuple])
@@ -234,20 +237,26 @@ def _counts(values: list[int | None]) -> tuple[int, ...] | None:
 
 def main() -> None:
     """Serve requests until stdin ends."""
+    with Worker() as worker:
+        serve(worker.handle)
+
+
+def serve(handle: Callable[[Any], DataclassInstance]) -> None:
+    """Answer the requests on stdin, a line of JSON each, until it ends."""
     # Ctrl-C goes to every process of the terminal; the benchmark decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The benchmark went away, or was interrupted and wants no more replies.
     with contextlib.suppress(BrokenPipeError):
-        _serve()
+        _serve(handle)
 
 
-def _serve() -> None:
+def _serve(handle: Callable[[Any], DataclassInstance]) -> None:
     # What a runtime prints must not come between the replies: stdout becomes stderr for everyone but us.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies, Worker() as worker:
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
         for line in sys.stdin:
             try:
-                reply: Loaded | WarmedUp | Measured | Failed = worker.handle(json.loads(line))
+                reply = handle(json.loads(line))
             except EdgelmError as error:
                 reply = Failed(error=type(error).__name__, message=str(error))
             replies.write(json.dumps(asdict(reply)) + "\n")

@@ -1,4 +1,4 @@
-"""``edgelm benchmark`` and ``edgelm report``."""
+"""``edgelm benchmark`` and ``edgelm report``; language models are measured by `edgelm.cli.benchmark_generation`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgelm.cli.benchmark_generation import GenerationAmounts, generates, generation_options, run_generation
 from edgelm.cli.output import complain, json_option, print_json, progress_bar, size, table
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_FILE, help="Write the runs, with every sample, to RUN.json.")
 @click.option("--log", "log_file", type=_FILE, help="Append a line for each run to this JSONL log.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@generation_options
 @json_option
 def benchmark(
     bundles: tuple[Path, ...],
@@ -43,14 +45,29 @@ def benchmark(
     output: Path | None,
     log_file: Path | None,
     force: bool,
+    prefill_tokens: int | None,
+    decode_tokens: int | None,
+    depths: tuple[int, ...],
+    repetitions: int | None,
     as_json: bool,
 ) -> None:
-    """Measure each of BUNDLES on this machine, in turns: latency, load time, memory, size."""
+    """Measure each of BUNDLES on this machine, in turns: latency, load time, memory, size.
+
+    Language models are measured by the tokens that they read and write a second, with -p, -d, --depth and -r.
+    """
     from edgelm import bench
-    from edgelm.errors import OutputError
+    from edgelm.errors import InputError, OutputError
 
     if output is not None and output.exists() and not force:
         raise OutputError(f"{output} exists already. Choose another name, or replace it with --force.")
+    amounts = GenerationAmounts(prefill_tokens, decode_tokens, depths, repetitions)
+    if generates(bundles):
+        if any(value is not None for value in (queries, seconds, deadline_ms, texts, log_file)):
+            raise InputError("Language models are measured with -p, -d, --depth and -r; other amounts do not fit them.")
+        run_generation(bundles, runtimes, profile, threads, amounts, output, force=force, as_json=as_json)
+        return
+    if amounts.given:
+        raise InputError("-p, -d, --depth and -r are for language models, and this bundle is none.")
     with progress_bar(quiet=as_json) as progress:
         runs = bench.benchmark(
             bundles,
