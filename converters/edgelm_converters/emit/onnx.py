@@ -50,7 +50,7 @@ def emit_onnx(spec: TransformerSpec, path: Path, *, recipe: str) -> tuple[Signat
     flow = start(spec, graph, recipe)
     graph.rename(_answer(flow, spec, _encode(flow, spec)), spec.output_name)
     signature = _signature(spec)
-    graph.write(path, spec.name, signature.inputs, signature.outputs[0])
+    graph.write(path, spec.name, signature.inputs, signature.outputs)
     return (signature,)
 
 

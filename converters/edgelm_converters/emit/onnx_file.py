@@ -8,9 +8,11 @@ and everything else by `onnx` itself. Field numbers are those of ``onnx.proto3``
 from __future__ import annotations
 
 import io
+import math
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,7 +24,7 @@ from edgelm.errors import ConversionError
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["operator_histogram", "write_model"]
+__all__ = ["LazyArray", "operator_histogram", "write_model"]
 
 # A protobuf message ends at 2 GiB; from here on the weights lie in a file of their own.
 _EXTERNAL_ABOVE = 1 << 30
@@ -34,14 +36,34 @@ _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 1, 5, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def write_model(model: ModelProto, tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that is made while the file is written, and dropped again: a whole model is never held twice.
+
+    Attributes:
+        shape: Of the array that `make` returns.
+        dtype: Likewise.
+        make: Returns it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    make: Callable[[], NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_model(model: ModelProto, tensors: Mapping[str, NDArray[Any] | LazyArray], path: Path) -> None:
     """Write a model whose graph has no initializers yet, with `tensors` as its initializers.
 
     Weights of more than 1 GiB go to ``NAME.onnx.data`` beside it.
 
     Args:
         model: Everything but the initializers.
-        tensors: float32, float16, int8, int64 or bool arrays by name.
+        tensors: float32, float16, int8, uint8, int64 or bool arrays by name.
         path: The ``.onnx`` file; it is overwritten.
     """
     external = sum(array.nbytes for array in tensors.values()) > _EXTERNAL_ABOVE
@@ -102,7 +124,7 @@ def operator_histogram(path: Path) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _header(name: str, array: NDArray[Any]) -> TensorProto:
+def _header(name: str, array: NDArray[Any] | LazyArray) -> TensorProto:
     """Return a tensor without its values."""
     from onnx import TensorProto, helper
 
@@ -115,8 +137,10 @@ def _point_outside(header: TensorProto, file: str, offset: int, length: int) -> 
         header.external_data.add(key=key, value=value)
 
 
-def _write_array(file: BinaryIO | io.BufferedWriter, array: NDArray[Any]) -> None:
+def _write_array(file: BinaryIO | io.BufferedWriter, array: NDArray[Any] | LazyArray) -> None:
     """Write the values, little-endian and in row order, as ONNX stores them."""
+    if isinstance(array, LazyArray):
+        array = array.make()
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 

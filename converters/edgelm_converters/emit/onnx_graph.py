@@ -6,7 +6,7 @@ the same object: layers that share their weights share their initializers, and w
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle.manifest import Port
-from edgelm_converters.emit.onnx_file import write_model
+from edgelm_converters.emit.onnx_file import LazyArray, write_model
 
 __all__ = ["Graph"]
 
@@ -22,6 +22,7 @@ __all__ = ["Graph"]
 _OPSET = 20
 _IR_VERSION = 9
 _CONTRIB = "com.microsoft"
+_AXES = ("batch", "sequence", "width")
 
 Attribute = int | float | str | tuple[int, ...]
 
@@ -31,7 +32,7 @@ class Graph:
 
     def __init__(self) -> None:
         self._nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, Any]]] = []
-        self._tensors: dict[str, NDArray[Any]] = {}
+        self._tensors: dict[str, NDArray[Any] | LazyArray] = {}
         self._written: dict[Hashable, tuple[str, ...]] = {}
         self._sources: dict[Hashable, tuple[str, tuple[object, ...]]] = {}
 
@@ -86,7 +87,7 @@ class Graph:
         found = self._sources.get((form, *(id(source) for source in sources)))
         return found[0] if found else None
 
-    def tensor(self, array: NDArray[Any], name: str, *sources: object, form: str = "as is") -> str:
+    def tensor(self, array: NDArray[Any] | LazyArray, name: str, *sources: object, form: str = "as is") -> str:
         """Return the name of a weight; the same objects in the same form are one initializer.
 
         Args:
@@ -106,20 +107,45 @@ class Graph:
         """Return whether that tensor is float16."""
         return self._tensors[name].dtype == np.float16
 
-    def write(self, path: Path, name: str, inputs: Sequence[Port], output: Port) -> None:
-        """Write the graph as an ONNX file, `path`; free dimensions are called ``batch`` and ``sequence``."""
+    def write(
+        self,
+        path: Path,
+        name: str,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        *,
+        axes: Mapping[str, tuple[str, ...]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the graph as an ONNX file.
+
+        Args:
+            path: The file.
+            name: The graph's.
+            inputs: In order. One that is called like a tensor of the graph need not be given: the tensor is its default.
+            outputs: In order.
+            axes: By port, what its axes are called where they are free; usually ``batch``, ``sequence`` and ``width``.
+            metadata: Kept in the file, as ``metadata_props``.
+        """
         from onnx import helper
+
+        axes = axes or {}
 
         nodes = [
             helper.make_node(operator, names_in, names_out, name=names_out[0], domain=domain, **attributes)
             for operator, domain, names_in, names_out, attributes in self._nodes
         ]
-        graph = helper.make_graph(nodes, name, [_value(port) for port in inputs], [_value(output)])
+        values_in, values_out = (
+            [_value(port, axes.get(port.name, _AXES)) for port in ports] for ports in (inputs, outputs)
+        )
+        graph = helper.make_graph(nodes, name, values_in, values_out)
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgelm")
+        if metadata:
+            helper.set_model_props(model, dict(metadata))
         write_model(model, self._tensors, path)
 
-    def _add(self, name: str, array: NDArray[Any]) -> str:
+    def _add(self, name: str, array: NDArray[Any] | LazyArray) -> str:
         unique, number = name, 1
         while unique in self._tensors:
             number += 1
@@ -128,10 +154,8 @@ class Graph:
         return unique
 
 
-def _value(port: Port) -> Any:
+def _value(port: Port, axes: tuple[str, ...]) -> Any:
     from onnx import helper
 
-    dims = [
-        free if size is None else size for size, free in zip(port.shape, ("batch", "sequence", "width"), strict=False)
-    ]
+    dims = [free if size is None else size for size, free in zip(port.shape, axes, strict=False)]
     return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), dims)
