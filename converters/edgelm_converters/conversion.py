@@ -41,6 +41,7 @@ from edgelm_converters import recipes, trace
 from edgelm_converters.data import Dataset, read_dataset, read_labels
 from edgelm_converters.families import Recognition, recognise
 from edgelm_converters.frameworks import require
+from edgelm_converters.language_bundle import make_language_model
 from edgelm_converters.lengths import Lengths, choose_lengths
 from edgelm_converters.parity import Expected, compare, expect
 from edgelm_converters.records import model_record, tool_versions
@@ -156,8 +157,6 @@ def convert(
         reference = make_reference(source)
         recognition = _recognise(source, reference, sequence_length)
         generates = recognition.spec is not None and recognition.spec.generates
-        from edgelm_converters.language_bundle import make_language_model
-
         make = make_language_model if generates else _make_run_model
         manifest = writer.finish(make(request, source, reference, recognition, writer.folder, progress))
     return Conversion(Path(output), manifest)

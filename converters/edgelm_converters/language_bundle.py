@@ -61,7 +61,7 @@ def make_language_model(
     tokens = find_tokens(request.tokenizer, source, spec)
     context, notes = choose_context(spec, request.sequence_length, tokens.max_length)
     tokens = tokens.bounded_by(context)
-    template, template_notes = find_chat_template(source, tokens.tokenizer, request.chat_template)
+    template, template_notes = find_chat_template(source, tokens.tokenizer, request.chat_template, folder=source.folder)
     model = LanguageModel(
         spec=spec,
         recipe=request.recipe,

@@ -31,6 +31,7 @@ class Source:
         name: The model's own name.
         description: File name, or class of an object from memory.
         preprocessor: KerasHub's preprocessor or tokenizer that the model carries; None where there is none.
+        folder: The preset folder that it was read from; None where there was none.
     """
 
     kind: Literal["keras", "saved_model"]
@@ -38,6 +39,7 @@ class Source:
     name: str
     description: str
     preprocessor: Any | None
+    folder: Path | None = None
 
 
 def load_source(model: object, *, custom_objects: Path | None = None) -> Source:
@@ -180,7 +182,7 @@ def _load_config_folder(path: Path, objects: dict[str, Any]) -> Source:
         model = getattr(keras_hub.models, name).from_preset(str(path))
     except (ValueError, TypeError, KeyError, OSError, AttributeError) as error:
         raise ModelError(_explain_load_error(path, str(error))) from error
-    source = _from_keras(model, path.name)
+    source = dataclasses.replace(_from_keras(model, path.name), folder=path)
     return _with_tokenizer(source, str(path)) if (path / "tokenizer.json").is_file() else source
 
 
