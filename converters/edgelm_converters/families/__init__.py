@@ -19,6 +19,14 @@ READERS: tuple[tuple[str, str], ...] = (
     ("distilbert", "edgelm_converters.families.distilbert:read"),
     ("roberta", "edgelm_converters.families.roberta:read"),
     ("albert", "edgelm_converters.families.albert:read"),
+    ("gpt2", "edgelm_converters.families.gpt2:read"),
+    ("llama", "edgelm_converters.families.llama:read"),
+    ("mistral", "edgelm_converters.families.mistral:read"),
+    ("gemma", "edgelm_converters.families.gemma:read"),
+    ("gemma3", "edgelm_converters.families.gemma3:read"),
+    ("qwen", "edgelm_converters.families.qwen:read"),
+    ("qwen3", "edgelm_converters.families.qwen3:read"),
+    ("phi3", "edgelm_converters.families.phi3:read"),
     ("plain", "edgelm_converters.families.plain:read"),
 )
 
@@ -71,9 +79,13 @@ def recognise(model: Any, sequence_length: int | None) -> Recognition:
 
 
 def _nearest_family(model: Any) -> str:
-    """Return the family whose reason says most: the one that KerasHub keeps the model's class with, or the last."""
+    """Return the family whose reason says most: the one that KerasHub keeps the model's class with, or the last.
+
+    A class that KerasHub keeps elsewhere may stand on a family's (Llama 3's on Llama's): then it is that one's.
+    """
+    families = {family for family, _ in READERS}
     for kind in type(model).__mro__:
         package, *path = kind.__module__.replace("_", "").split(".")  # keras_hub.src.models.distil_bert.…
-        if package in _HUB_PACKAGES:
-            return next((family for family, _ in READERS if ["models", family] == path[1:3]), READERS[-1][0])
+        if package in _HUB_PACKAGES and path[1:2] == ["models"] and path[2] in families:
+            return path[2]
     return READERS[-1][0]

@@ -1,8 +1,9 @@
-"""Reading KerasHub's layers: what the families BERT, DistilBERT, RoBERTa and ALBERT share.
+"""Reading KerasHub's layers: what the families BERT, DistilBERT, RoBERTa and ALBERT share, and decoders in part.
 
 KerasHub builds them all from the same blocks: ``TransformerEncoder``, ``PositionEmbedding``, ``ReversibleEmbedding``
 and Keras's ``Dense`` and ``LayerNormalization``. Each function here takes one such layer and returns its piece of the
-spec. A layer that does more than its weights say (LoRA, quantised weights) is refused, with what to do.
+spec. A layer that does more than its weights say (LoRA, quantised weights) is refused, with what to do. What only
+language models have is in `keras_hub_decoders`.
 
 KerasHub itself is never imported: a class is known by its name and its package, so that a model of another kind is
 turned away on a workstation without KerasHub.
@@ -33,6 +34,9 @@ from edgelm_converters.spec import (
 )
 
 __all__ = [
+    "PACKAGES",
+    "activation",
+    "array",
     "check_length",
     "class_head",
     "class_name",
@@ -42,10 +46,11 @@ __all__ = [
     "head_layer",
     "norm",
     "position_table",
+    "refuse_altered",
     "stack",
 ]
 
-_PACKAGES = ("keras_hub", "keras_nlp")
+PACKAGES = ("keras_hub", "keras_nlp")
 
 # By the function's name, within Keras and KerasHub. `keras.activations.gelu` is the exact one (erf) unless it is asked
 # otherwise; KerasHub's BERT and ALBERT ask with `gelu_approximate`, DistilBERT and RoBERTa do not.
@@ -75,7 +80,7 @@ def class_name(model: Any, known: Iterable[str]) -> str:
     own_code: list[str] = []
     names = sorted(known)
     for kind in type(model).__mro__:
-        if kind.__module__.split(".")[0] not in _PACKAGES:
+        if kind.__module__.split(".")[0] not in PACKAGES:
             # A Functional model's graph is made in __init__ and run by call: whoever overrides one may compute
             # anything.
             own_code += [f"{kind.__name__}.{name}" for name in ("__init__", "__call__", "call") if name in vars(kind)]
@@ -107,13 +112,13 @@ def check_length(sequence_length: int | None, positions: Float32) -> int:
 
 def dense(layer: Any) -> Linear:
     """Return a ``Dense`` layer's weights, without its activation."""
-    _refuse_altered(layer)
-    return Linear(layer.path, _array(layer.kernel), None if layer.bias is None else _array(layer.bias))
+    refuse_altered(layer)
+    return Linear(layer.path, array(layer.kernel), None if layer.bias is None else array(layer.bias))
 
 
 def head_layer(layer: Any) -> HeadLayer:
     """Return a ``Dense`` layer of the head, with its activation."""
-    return HeadLayer(dense(layer), _activation(layer))
+    return HeadLayer(dense(layer), activation(layer))
 
 
 def class_head(hidden: Iterable[HeadLayer], logits: Any) -> Head:
@@ -134,18 +139,18 @@ def class_head(hidden: Iterable[HeadLayer], logits: Any) -> Head:
 
 def embedding(layer: Any) -> Float32:
     """Return the table of an ``Embedding`` or ``ReversibleEmbedding``, ``(rows, E)``."""
-    _refuse_altered(layer)
-    return _array(layer.embeddings)
+    refuse_altered(layer)
+    return array(layer.embeddings)
 
 
 def position_table(layer: Any) -> Float32:
     """Return the table of KerasHub's ``PositionEmbedding``, ``(P, E)``; token i takes row i, padding or not."""
-    return _array(layer.position_embeddings)
+    return array(layer.position_embeddings)
 
 
 def norm(layer: Any) -> Norm:
     """Return a ``LayerNormalization`` over the last axis."""
-    return Norm("layer", _array(layer.gamma), _array(layer.beta), float(layer.epsilon))
+    return Norm("layer", array(layer.gamma), array(layer.beta), float(layer.epsilon))
 
 
 def encoder_layer(layer: Any) -> Layer:
@@ -157,7 +162,7 @@ def encoder_layer(layer: Any) -> Layer:
     return Layer(
         attention=_attention(layer._self_attention_layer),
         attention_norm=norm(layer._self_attention_layer_norm),
-        feed_forward=FeedForward(_activation(up), dense(up), dense(layer._feedforward_output_dense)),
+        feed_forward=FeedForward(activation(up), dense(up), dense(layer._feedforward_output_dense)),
         feed_forward_norm=norm(layer._feedforward_layer_norm),
         norm_placement="pre" if layer.normalize_first else "post",
     )
@@ -185,12 +190,17 @@ def _attention(layer: Any) -> Attention:
 
 def _projection(layer: Any, shape: tuple[int, int]) -> Linear:
     """Return an ``EinsumDense`` layer with its heads flattened into one axis."""
-    _refuse_altered(layer)
-    bias = None if layer.bias is None else _array(layer.bias).reshape(-1)
-    return Linear(layer.path, _array(layer.kernel).reshape(shape), bias)
+    refuse_altered(layer)
+    bias = None if layer.bias is None else array(layer.bias).reshape(-1)
+    return Linear(layer.path, array(layer.kernel).reshape(shape), bias)
 
 
-def _activation(layer: Any) -> Activation:
+def activation(layer: Any) -> Activation:
+    """Return the activation of a layer that has one as ``layer.activation``.
+
+    Raises:
+        NotRecognised: It is none that a spec has, or not Keras's own.
+    """
     name = _function_name(layer.activation)
     if name not in _ACTIVATIONS:
         raise NotRecognised(f"The layer '{layer.path}' has the activation '{name}'; known: {', '.join(_ACTIVATIONS)}.")
@@ -201,10 +211,10 @@ def _function_name(function: Callable[..., Any]) -> str:
     """Return an activation's name; one that is not Keras's own comes with its module, and is in no table."""
     name = str(getattr(function, "__name__", type(function).__name__))
     module = str(getattr(function, "__module__", ""))
-    return name if module.split(".")[0] in ("keras", *_PACKAGES) else f"{module}.{name}"
+    return name if module.split(".")[0] in ("keras", *PACKAGES) else f"{module}.{name}"
 
 
-def _refuse_altered(layer: Any) -> None:
+def refuse_altered(layer: Any) -> None:
     """Raise NotRecognised for a layer whose weights are not the plain ones."""
     if getattr(layer, "lora_enabled", False):
         raise NotRecognised(
@@ -218,6 +228,9 @@ def _refuse_altered(layer: Any) -> None:
         )
 
 
-def _array(variable: Any) -> Float32:
-    """Return a Keras variable as float32, whatever it is held in (float32, float16 or bfloat16)."""
-    return np.ascontiguousarray(np.asarray(variable.numpy()).astype(np.float32))
+def array(variable: Any) -> Float32:
+    """Return a Keras variable as float32, whatever it is held in (float32, float16 or bfloat16).
+
+    A float32 variable is copied at most once, by its backend: a language model is large.
+    """
+    return np.ascontiguousarray(np.asarray(variable), dtype=np.float32)
