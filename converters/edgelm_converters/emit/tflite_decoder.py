@@ -26,24 +26,37 @@ from edgelm_converters.spec import Linear, TransformerSpec
 __all__ = ["decoder_notes", "default_caches", "default_prefill", "default_verify", "emit_tflite_decoder"]
 
 
+_SHORTEST_CACHE, _MOST_CACHES = 256, 4
+
+
 def default_caches(context_length: int) -> tuple[int, ...]:
-    """Return the cache lengths of a file: the context, and shorter ones, for the attention reads all of a cache.
+    """Return the cache lengths of a file: the context, a half of it and so on, down to 256, at most four.
+
+    Attention reads all of a cache, used or not: with 15 million int8 weights a token takes 2.3, 2.6 and 3.0 ms with caches of
+    128, 256 and 512. The four signatures of a further cache take 4 ms each to load, and 2 MB of memory once they have run.
 
     Raises:
         ConversionError: The context is shorter than 1.
     """
     if context_length < 1:
         raise ConversionError(f"A language model needs a context of at least 1 token, not {context_length}.")
-    return tuple(sorted({*(length for length in (256, 1024) if length * 2 <= context_length), context_length}))
+    lengths = [context_length]
+    while len(lengths) < _MOST_CACHES and lengths[-1] >= 2 * _SHORTEST_CACHE:
+        lengths.append(lengths[-1] // 2)
+    return tuple(sorted(lengths))
 
 
 def default_prefill(context_length: int) -> tuple[int, ...]:
-    """Return the numbers of tokens that a prompt is cut into."""
+    """Return the numbers of tokens that a prompt is cut into.
+
+    Two: a call costs as much as 12 of its tokens do (same model, int8), so that 16 take little longer than one, and 128 a
+    quarter less for each token than 16.
+    """
     return tuple(sorted({min(count, context_length) for count in (16, 128)}))
 
 
 def default_verify(context_length: int) -> tuple[int, ...]:
-    """Return the numbers of tokens whose scores are all computed in one call."""
+    """Return the numbers of tokens whose scores are all computed in one call: what speculative decoding checks at once."""
     return (min(8, context_length),)
 
 

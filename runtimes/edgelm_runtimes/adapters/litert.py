@@ -42,7 +42,7 @@ from edgelm_runtimes.adapters.shared import (
 )
 from edgelm_runtimes.program import Arrays, ProgramFacts, ProgramOptions
 
-__all__ = ["open_program"]
+__all__ = ["check_signature", "open_model", "open_program"]
 
 _RUNTIME = "litert"
 _DISTRIBUTION = "ai-edge-litert"
@@ -70,7 +70,7 @@ class _LiteRtProgram:
         self._facts = facts
         self._buffers: dict[str, _Buffers] = {}
         for signature in signatures:
-            self._check(signature)
+            check_signature(model, signature)
 
     @property
     def facts(self) -> ProgramFacts:
@@ -101,30 +101,6 @@ class _LiteRtProgram:
         self._buffers.clear()  # before the model that they belong to
         self._model = None
 
-    def _check(self, signature: Signature) -> None:
-        """Check one signature of the manifest against the file."""
-        if signature.name not in self._names:
-            raise unknown_signature(_RUNTIME, signature.name, self._names)
-        names = self._names[signature.name]
-        check_names(_RUNTIME, signature, names["inputs"], names["outputs"])
-        details = {
-            **self._model.get_input_tensor_details(signature.name),
-            **self._model.get_output_tensor_details(signature.name),
-        }
-        for port in (*signature.inputs, *signature.outputs):
-            shape = tuple(int(extent) for extent in details[port.name]["shape"])
-            dtype = np.dtype(details[port.name]["dtype"]).name
-            if shape != port.shape or dtype != port.dtype:
-                raise RuntimeUnavailableError(
-                    f"litert: '{port.name}' of '{signature.name}' is {dtype} {list(shape)} in the file, and "
-                    f"{port.dtype} {list(port.shape)} in the manifest. They do not belong together."
-                )
-            if dtype not in _DTYPES:
-                raise RuntimeUnavailableError(
-                    f"litert cannot pass {dtype} ('{port.name}' of '{signature.name}') in or out: "
-                    f"it takes {', '.join(sorted(_DTYPES))}."
-                )
-
     def _make_buffers(self, signature: Signature) -> _Buffers:
         if signature.name not in self._names:
             raise unknown_signature(_RUNTIME, signature.name, self._names)
@@ -148,16 +124,55 @@ def open_program(file: Path, signatures: tuple[Signature, ...], options: Program
     Raises:
         RuntimeUnavailableError: LiteRT refuses it, or it is not what the manifest describes.
     """
-    from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
-
     threads = options.threads or 1
-    cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=_CACHE_IN_MEMORY)
-    try:
-        model = CompiledModel.from_file(str(file), options=Options(HardwareAccelerator.CPU, cpu_options=cpu))
-    except (RuntimeError, ValueError) as error:
-        raise refused(_RUNTIME, file, _telling(file, error)) from error
+    model = open_model(file, threads)
     facts = ProgramFacts(_RUNTIME, version(_DISTRIBUTION), "cpu", threads, "XNNPACK")
     return _LiteRtProgram(model, signatures, facts)
+
+
+def open_model(file: Path, threads: int) -> Any:
+    """Return a `CompiledModel` on the CPU, with its cache of packed weights in memory.
+
+    Raises:
+        RuntimeUnavailableError: LiteRT refuses the file.
+    """
+    from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
+
+    cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=_CACHE_IN_MEMORY)
+    try:
+        return CompiledModel.from_file(str(file), options=Options(HardwareAccelerator.CPU, cpu_options=cpu))
+    except (RuntimeError, ValueError) as error:
+        raise refused(_RUNTIME, file, _telling(file, error)) from error
+
+
+def check_signature(model: Any, signature: Signature) -> None:
+    """Check one signature of the manifest against the file.
+
+    Raises:
+        RuntimeUnavailableError: The file has no such signature, or another one of that name.
+    """
+    known = model.get_signature_list()
+    if signature.name not in known:
+        raise unknown_signature(_RUNTIME, signature.name, known)
+    names = known[signature.name]
+    check_names(_RUNTIME, signature, names["inputs"], names["outputs"])
+    sides = (
+        (signature.inputs, model.get_input_tensor_details(signature.name)),
+        (signature.outputs, model.get_output_tensor_details(signature.name)),
+    )
+    for port, details in [(port, details) for ports, details in sides for port in ports]:
+        shape = tuple(int(extent) for extent in details[port.name]["shape"])
+        dtype = np.dtype(details[port.name]["dtype"]).name
+        if shape != port.shape or dtype != port.dtype:
+            raise RuntimeUnavailableError(
+                f"litert: '{port.name}' of '{signature.name}' is {dtype} {list(shape)} in the file, and "
+                f"{port.dtype} {list(port.shape)} in the manifest. They do not belong together."
+            )
+        if dtype not in _DTYPES:
+            raise RuntimeUnavailableError(
+                f"litert cannot pass {dtype} ('{port.name}' of '{signature.name}') in or out: "
+                f"it takes {', '.join(sorted(_DTYPES))}."
+            )
 
 
 def _telling(file: Path, error: Exception) -> Exception:
