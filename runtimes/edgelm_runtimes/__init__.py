@@ -1,16 +1,25 @@
-"""The device side: run a bundle, and check it, in the runtime that is installed."""
+"""The device side: run a bundle, talk to it, and check it, in the runtime that is installed."""
 
 from __future__ import annotations
 
+from edgelm_runtimes.classification import Classification, Timing
+from edgelm_runtimes.conversation import Conversation
+from edgelm_runtimes.generation import Generation, GenerationResult, SpeculationCounts
+from edgelm_runtimes.generation_settings import GenerateOptions
 from edgelm_runtimes.registry import RuntimeState, available
-from edgelm_runtimes.session import Classification, Session, Timing, load
+from edgelm_runtimes.session import Session, load
 from edgelm_runtimes.verify import RuntimeCheck, TokenizerCheck, VerifyReport, verify
 
 __all__ = [
     "Classification",
+    "Conversation",
+    "GenerateOptions",
+    "Generation",
+    "GenerationResult",
     "RuntimeCheck",
     "RuntimeState",
     "Session",
+    "SpeculationCounts",
     "Timing",
     "TokenizerCheck",
     "VerifyReport",

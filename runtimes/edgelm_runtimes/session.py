@@ -1,15 +1,13 @@
-"""What an application calls: a bundle, opened in one runtime, that answers texts or arrays."""
+"""What an application calls: a bundle, opened in one runtime, that answers texts or arrays, or goes on with a text."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,53 +15,22 @@ from numpy.typing import NDArray
 from edgelm.bundle import Artifact, Bundle, Manifest, Port, Signature, open_bundle
 from edgelm.errors import ExecutionError, InputError
 from edgelm_runtimes import feed
-from edgelm_runtimes.program import Arrays, Program, ProgramFacts, ProgramOptions
-from edgelm_runtimes.registry import choose_artifact, default_runtime, default_threads, open_program
+from edgelm_runtimes.classification import Classification, Timing, probabilities, rank
+from edgelm_runtimes.generation import Generation
+from edgelm_runtimes.generation_settings import GenerateOptions
+from edgelm_runtimes.language_model import LanguageModel
+from edgelm_runtimes.program import Arrays, CausalProgram, Program, ProgramFacts, ProgramOptions
+from edgelm_runtimes.registry import choose_artifact, default_runtime, default_threads, open_causal, open_program
 from edgelm_runtimes.text import Encoded, Encoder, open_encoder
 
-__all__ = ["Classification", "Session", "Timing", "load"]
+if TYPE_CHECKING:
+    from edgelm_runtimes.chat_template import Message
+
+__all__ = ["Session", "load"]
 
 Clock = Callable[[], float]
 
 _CHOICES = ("logits", "probabilities", "sigmoid")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one answer went.
-
-    Attributes:
-        tokenize_s: From the text to its ids.
-        run_s: Inside the runtime, with the copying of inputs and outputs.
-        total_s: All of it.
-    """
-
-    tokenize_s: float
-    run_s: float
-    total_s: float
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The answer to one text.
-
-    Attributes:
-        label: The best label; its index as a string where the bundle names none.
-        score: Its probability, in [0, 1].
-        ranking: The best labels with their scores, best first, as many as were asked for.
-        tokens: Tokens of the text, with the special ones.
-        truncated: Whether the end of the text was cut off, as the model takes no more.
-        sequence_length: Tokens that the model was run with, padding included.
-        timing: Where the time went.
-    """
-
-    label: str
-    score: float
-    ranking: tuple[tuple[str, float], ...]
-    tokens: int
-    truncated: bool
-    sequence_length: int
-    timing: Timing
 
 
 class Session:
@@ -72,10 +39,14 @@ class Session:
     Safe to use from several threads: they tokenize side by side and run one after the other. For parallel runs, load
     the bundle several times.
 
+    A session of a language model remembers what it computed last: a prompt that begins as the one before did is not
+    computed anew up to where they part.
+
     Args:
         bundle: Opened; the session closes it.
         artifact: One of the bundle's.
-        program: The artifact, opened in a runtime; the session closes it.
+        program: The artifact, opened in a runtime; the session closes it. A `CausalProgram` where the bundle's task is
+            ``generate``, a `Program` otherwise.
         clock: Gives seconds; for tests.
 
     Attributes:
@@ -83,7 +54,9 @@ class Session:
         load_s: Seconds that `load` took, None where the session was put together by hand.
     """
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, program: Program, *, clock: Clock = perf_counter) -> None:
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, program: Program | CausalProgram, *, clock: Clock = perf_counter
+    ) -> None:
         self.artifact = artifact
         self.load_s: float | None = None
         self._bundle = bundle
@@ -92,7 +65,12 @@ class Session:
         self._lock = threading.Lock()
         self._closed = False
         record = bundle.manifest.tokenizer
-        self._encoder: Encoder | None = open_encoder(bundle.path(record.file), record) if record else None
+        self._language: LanguageModel | None = None
+        self._encoder: Encoder | None = None
+        if bundle.manifest.task == "generate":
+            self._language = LanguageModel(bundle, artifact, cast(CausalProgram, program), clock)
+        elif record is not None:
+            self._encoder = open_encoder(bundle.path(record.file), record)
         self._pad_id = record.pad_id if record else 0
         self._vocabulary = _vocabulary(bundle.manifest)
 
@@ -107,12 +85,15 @@ class Session:
         return self._program.facts
 
     def encode(self, text: str) -> Encoded:
-        """Return the token ids of a text, cut to the length that the model takes.
+        """Return the token ids of a text: cut to the length that the model takes, but for a language model all of them.
 
         Raises:
             InputError: The text is empty or no text, or the bundle has no tokenizer.
         """
         self._check_open()
+        if self._language is not None:
+            ids = self._language.prompter.encode(text)
+            return Encoded(ids, [0] * len(ids), False)
         if self._encoder is None:
             raise InputError(f"The bundle '{self.manifest.name}' has no tokenizer: give token ids to run() instead.")
         return self._encoder.encode(text)
@@ -138,6 +119,7 @@ class Session:
             ExecutionError: The runtime failed, or the session is closed.
         """
         self._check_open()
+        self._check_no_language()
         port = self.artifact.signatures[0].outputs[0]
         if port.role not in _CHOICES:
             raise InputError(
@@ -168,6 +150,7 @@ class Session:
             ExecutionError: The runtime failed, or the session is closed.
         """
         self._check_open()
+        self._check_no_language()
         port = self.artifact.signatures[0].outputs[0]
         if port.role in _CHOICES:
             raise InputError("The model classifies, it gives no embedding. Use classify().")
@@ -192,6 +175,7 @@ class Session:
             ExecutionError: The runtime failed, or the session is closed.
         """
         self._check_open()
+        self._check_no_language()
         signatures = self.artifact.signatures
         arrays = feed.check_arrays(signatures, inputs, self._vocabulary)
         tokens = feed.token_port(signatures[0])
@@ -202,12 +186,58 @@ class Session:
         outputs = self._run(signature, feed.fill(signature, arrays, self._pad_id))
         return feed.cut(outputs, signature.sequence_length, count)
 
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
+        """Return what the model says after a prompt, as an iterator over pieces of text.
+
+        >>> answer = session.generate("Once upon a time", max_new_tokens=100)
+        >>> for piece in answer:
+        ...     print(piece, end="", flush=True)
+        >>> answer.result.finish_reason
+
+        Nothing is computed before the first piece is asked for. One answer is made at a time: another thread's waits for
+        its end, and one that the same thread left half read is ended.
+
+        Args:
+            prompt: A text, or token ids. The tokenizer begins a text with its start token, where it has one.
+            options: See `GenerateOptions`.
+
+        Raises:
+            InputError: The prompt or an option cannot be used, or the bundle does not generate.
+            ExecutionError: The session is closed; while reading also: the runtime failed.
+        """
+        language, guess, others = self._for(options)
+        return language.generate(prompt, guess, **others)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Generation:
+        """Return the model's answer to a conversation, as `generate` does. `Conversation` keeps the messages by itself.
+
+        The bundle's chat template makes the prompt. With the answer and a new message added to the list, the next call
+        computes little more than these.
+
+        Args:
+            messages: Such as ``{"role": "user", "content": "Hello"}``, from the first to the last.
+            options: See `GenerateOptions`.
+
+        Raises:
+            InputError: The messages or an option cannot be used, or the bundle does not generate or has no template.
+            BundleError: Its template is not valid.
+            ExecutionError: The session is closed; while reading also: the runtime failed.
+        """
+        language, guess, others = self._for(options)
+        return language.chat(messages, guess, **others)
+
     def close(self) -> None:
-        """Give back the memory, and remove what was unpacked. Closing twice does nothing."""
+        """Give back the memory, and remove what was unpacked. Closing twice does nothing.
+
+        An answer that is being made ends before its next step.
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._program.close()
+                if self._language is not None:
+                    self._language.close()
+                else:
+                    self._program.close()
                 self._bundle.close()
 
     def __enter__(self) -> Session:
@@ -222,10 +252,31 @@ class Session:
         if self._closed:
             raise ExecutionError("This session was closed: load the bundle again.")
 
+    def _check_no_language(self) -> None:
+        if self._language is not None:
+            raise InputError(f"The bundle '{self.manifest.name}' holds a language model. Use generate() or chat().")
+
+    def _for(self, options: GenerateOptions) -> tuple[LanguageModel, str | LanguageModel | None, dict[str, Any]]:
+        """Return the language model, who guesses for it, and the other options."""
+        self._check_open()
+        if self._language is None:
+            raise InputError(
+                f"The bundle '{self.manifest.name}' does not generate: its task is '{self.manifest.task}'. "
+                "Use classify(), embed() or run()."
+            )
+        others = {name: value for name, value in options.items() if name != "speculate"}
+        guess = options.get("speculate")
+        if not isinstance(guess, Session):
+            return self._language, guess, others
+        guess._check_open()
+        if guess._language is None:
+            raise InputError(f"speculate is a session of '{guess.manifest.name}', which does not generate.")
+        return self._language, guess._language, others
+
     def _run(self, signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         with self._lock:
             self._check_open()
-            return self._program.run(signature, inputs)
+            return cast(Program, self._program).run(signature, inputs)
 
     def _run_text(self, encoded: Encoded) -> tuple[Arrays, Signature]:
         signature = feed.smallest(self.artifact.signatures, len(encoded.ids))
@@ -238,7 +289,7 @@ class Session:
         tokenized = self._clock()
         outputs, signature = self._run_text(encoded)
         ran = self._clock()
-        ranking = _rank(_scores(outputs[port.name], port.role), self.manifest.labels, top)
+        ranking = rank(probabilities(outputs[port.name], port.role), self.manifest.labels, top)
         return Classification(
             label=ranking[0][0],
             score=ranking[0][1],
@@ -276,7 +327,8 @@ def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", t
         name = default_runtime(bundle.manifest) if runtime is None else runtime
         artifact = choose_artifact(bundle.manifest, name)
         options = ProgramOptions(device, default_threads(bundle.manifest) if threads is None else threads)
-        program = open_program(name, bundle.path(artifact.file), artifact.signatures, options)
+        open_file = open_causal if bundle.manifest.task == "generate" else open_program
+        program: Program | CausalProgram = open_file(name, bundle.path(artifact.file), artifact.signatures, options)
         try:
             session = Session(bundle, artifact, program)
         except BaseException:
@@ -301,29 +353,3 @@ def _several(texts: list[str] | tuple[str, ...]) -> list[str]:
     if not isinstance(texts, (list, tuple)):
         raise InputError(f"A text or a list of texts was expected, and {type(texts).__name__} was given.")
     return list(texts)
-
-
-def _scores(output: NDArray[Any], role: str) -> NDArray[np.float64]:
-    """Return the probability of each label; a single output is the probability of the second of two."""
-    if output.ndim > 2 or (output.ndim == 2 and output.shape[0] != 1):
-        raise InputError(
-            f"The model gives an answer for each token (its output is {list(output.shape)}), not one for the text: use run()."
-        )
-    values = np.asarray(output, np.float64).ravel()
-    if not np.isfinite(values).all():
-        raise ExecutionError(
-            "The model answered with NaN or infinity: check the bundle on this device with 'edgelm verify'."
-        )
-    if values.size == 1:
-        score = 1 / (1 + math.exp(-min(max(values[0], -700.0), 700.0))) if role == "logits" else values[0]
-        return np.array([1 - score, score])
-    if role == "logits":
-        values = np.exp(values - values.max())
-        values /= values.sum()
-    return values
-
-
-def _rank(scores: NDArray[np.float64], labels: Sequence[str] | None, top: int) -> tuple[tuple[str, float], ...]:
-    """Return the best labels with their scores, best first; of equal ones, the first."""
-    best = [int(scores.argmax())] if top == 1 else np.argsort(-scores, kind="stable")[:top].tolist()
-    return tuple((labels[index] if labels else str(index), float(scores[index])) for index in best)

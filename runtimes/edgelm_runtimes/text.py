@@ -13,7 +13,7 @@ from edgelm.errors import InputError, MissingPackageError, TokenizerError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["Encoded", "Encoder", "open_encoder"]
+__all__ = ["Encoded", "Encoder", "call_tokenizer", "open_encoder", "read_tokenizer"]
 
 # Pre-tokenizers that never let a token reach over white space between two words.
 _SPLITTING = frozenset(("BertPreTokenizer", "Whitespace", "WhitespaceSplit"))
@@ -83,20 +83,26 @@ class Encoder:
         while self._splits and size < len(text):
             end = _last_gap(text, size)
             if end:
-                encoding = self._call(text[:end])
+                encoding = call_tokenizer(self._tokenizer, text[:end])
                 if len(encoding.ids) + sum(len(rest.ids) for rest in encoding.overflowing) >= need:
                     return encoding
             size *= 4
-        return self._call(text)
+        return call_tokenizer(self._tokenizer, text)
 
-    def _call(self, text: str) -> Encoding:
-        try:
-            return self._tokenizer.encode(text)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InputError(
-                "The text holds half a surrogate pair, which is no character: it was decoded wrongly. "
-                "Decode it as UTF-8 with errors='replace'."
-            ) from error
+
+def call_tokenizer(tokenizer: Tokenizer, text: str, *, special: bool = True) -> Encoding:
+    """Tokenize a text, with the special tokens that the tokenizer adds, or without.
+
+    Raises:
+        InputError: The text is no valid Unicode.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=special)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InputError(
+            "The text holds half a surrogate pair, which is no character: it was decoded wrongly. "
+            "Decode it as UTF-8 with errors='replace'."
+        ) from error
 
 
 def _last_gap(text: str, end: int) -> int:
@@ -123,11 +129,21 @@ def _splits(settings: dict[str, Any]) -> bool:
 
 
 def open_encoder(file: Path, record: TokenizerRecord) -> Encoder:
-    """Read the tokenizer of a bundle.
+    """Read the tokenizer of a bundle, for texts that are cut to the length that the model takes.
 
     Args:
         file: A Hugging Face ``tokenizer.json``.
         record: From the manifest.
+
+    Raises:
+        TokenizerError: The file cannot be read.
+        MissingPackageError: The package `tokenizers` is not installed.
+    """
+    return Encoder(read_tokenizer(file), record)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Read a ``tokenizer.json``.
 
     Raises:
         TokenizerError: The file cannot be read.
@@ -146,4 +162,4 @@ def open_encoder(file: Path, record: TokenizerRecord) -> Encoder:
         raise TokenizerError(
             f"{file.name} is not a tokenizer that this version of `tokenizers` reads: {error}"
         ) from error
-    return Encoder(tokenizer, record)
+    return tokenizer

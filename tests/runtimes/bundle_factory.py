@@ -16,11 +16,15 @@ from edgelm.bundle import (
     SCHEMA_VERSION,
     Artifact,
     BundleWriter,
+    CacheRecord,
+    GenerationRecord,
     GoldenCase,
     Manifest,
     ModelRecord,
     Parity,
+    Port,
     RuntimeRecord,
+    Signature,
     TokenizerRecord,
     write_golden,
 )
@@ -29,7 +33,16 @@ from edgelm.bundle.manifest import Padding, Role, Task
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["LABELS", "TEXTS", "make_classifier_bundle", "make_tokenizer"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "LABELS",
+    "TEXTS",
+    "make_byte_tokenizer",
+    "make_classifier_bundle",
+    "make_generating_bundle",
+    "make_piece_tokenizer",
+    "make_tokenizer",
+]
 
 LABELS = ("card", "cash", "transfer")
 TEXTS = ("where is my card", "i want cash , please !", "please send my money to the new account now")
@@ -180,3 +193,150 @@ def _golden(weights: Weights, max_length: int, *, pool: bool, with_text: bool) -
             )
         )
     return cases
+
+
+CHAT_TEMPLATE = """{%- for message in messages %}
+{{- '<|start|>' + message['role'] + '\n' + message['content'] + '<|end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start|>assistant\n' }}
+{%- endif %}"""
+_GENERATING_TEXTS = ("the cash card and the new account", "naïve café 😀 漢字", "a, b, c, and the cash again")
+
+
+def make_byte_tokenizer(start: str | None = None) -> Tokenizer:
+    """A byte-level BPE tokenizer, as GPT-2's: ``<|start|>`` is 0, ``<|end|>`` is 1, then 256 bytes and a few merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=["<|start|>", "<|end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_GENERATING_TEXTS, trainer)
+    if start is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, tokenizer.token_to_id(start))]
+        )
+    return tokenizer
+
+
+def make_piece_tokenizer() -> Tokenizer:
+    """A BPE tokenizer over pieces with ``▁`` for spaces and bytes for unknown characters, as Llama's; ``<s>`` begins."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz,.", "an", "and", "▁a", "▁and", "th", "▁th", "▁the"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    merges = [("a", "n"), ("an", "d"), ("▁", "a"), ("▁", "and"), ("t", "h"), ("▁", "th"), ("▁th", "e")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def make_generating_bundle(
+    folder: Path,
+    *,
+    name: str = "talker",
+    tokenizer: Tokenizer | None = None,
+    text: bool = True,
+    context_length: int = 64,
+    start_id: int | None = None,
+    stop_ids: tuple[int, ...] = (1,),
+    chat_template: str | None = CHAT_TEMPLATE,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Path:
+    """Make ``folder/name.edgelm``, a language model for the runtime ``fake``, and return it.
+
+    Args:
+        folder: Exists already.
+        name: Of the bundle.
+        tokenizer: `make_byte_tokenizer`'s without.
+        text: False leaves the tokenizer out of the bundle.
+        context_length: Positions.
+        start_id: As the tokenizer adds it.
+        stop_ids: End an answer.
+        chat_template: Jinja; None for none.
+        temperature: Recommended.
+        top_k: Recommended.
+        top_p: Recommended.
+    """
+    tokenizer = tokenizer or make_byte_tokenizer()
+    size = tokenizer.get_vocab_size()
+    output = folder / f"{name}.edgelm"
+    with BundleWriter(output, force=False) as writer:
+        (writer.folder / "model.tflite").write_bytes(b"not a model: for the runtime 'fake'")
+        if text:
+            tokenizer.save(str(writer.folder / "tokenizer.json"))
+        if chat_template is not None:
+            (writer.folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        write_golden(writer.folder, [])
+        writer.finish(
+            Manifest(
+                format=FORMAT,
+                schema_version=SCHEMA_VERSION,
+                name=name,
+                created="2026-01-01T00:00:00+00:00",
+                task="generate",
+                padding="masked",
+                recipe="fp32",
+                model=ModelRecord("tiny.keras", "tiny", "recognised", "tiny", None, 400, {"vocabulary": size}),
+                artifacts=(_generating_artifact(size, context_length),),
+                tokenizer=TokenizerRecord("tokenizer.json", 0, context_length, size) if text else None,
+                labels=None,
+                golden="golden.npz",
+                files={},
+                tool_versions={"edgelm": "0.1.0"},
+                generation=GenerationRecord(
+                    context_length,
+                    size,
+                    start_id,
+                    stop_ids,
+                    None if chat_template is None else "chat_template.jinja",
+                    temperature,
+                    top_k,
+                    top_p,
+                ),
+            )
+        )
+    return output
+
+
+def _generating_artifact(vocabulary_size: int, context_length: int) -> Artifact:
+    shape = (1, 1, context_length, 2)
+    cache = CacheRecord(
+        1, ("kv_cache_k_{i}", "kv_cache_v_{i}"), ("kv_cache_k_{i}", "kv_cache_v_{i}"), shape, "float32", context_length
+    )
+    prefill, decode = (
+        Signature(
+            name,
+            length,
+            (Port("tokens", "int32", (1, length), "token_ids"), Port("input_pos", "int32", (length,), "positions")),
+            () if name == "prefill_8" else (Port("logits", "float32", (1, 1, vocabulary_size), "logits"),),
+            "prefill" if name == "prefill_8" else "decode",
+            cache,
+        )
+        for name, length in (("prefill_8", 8), ("decode", 1))
+    )
+    return Artifact(
+        format="tflite",
+        file="model.tflite",
+        data_files=(),
+        size_bytes=35,
+        signatures=(prefill, decode),
+        runtimes=(RuntimeRecord("litert", "untested", None, "a fake"),),
+        parity=Parity(1, "random", 0.0, 1.0, 1e-4, None, None, "nothing was compared"),
+        accuracy=None,
+        operators={},
+    )

@@ -32,9 +32,14 @@ def modules_after(code: str, *arguments: object) -> set[str]:
 def test_public_names() -> None:
     assert edgelm_runtimes.__all__ == [
         "Classification",
+        "Conversation",
+        "GenerateOptions",
+        "Generation",
+        "GenerationResult",
         "RuntimeCheck",
         "RuntimeState",
         "Session",
+        "SpeculationCounts",
         "Timing",
         "TokenizerCheck",
         "VerifyReport",
