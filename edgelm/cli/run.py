@@ -6,10 +6,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from edgelm.cli.generate import (
+    GENERATION_OPTIONS,
+    answer_prompts,
+    generation_options,
+    hold_conversation,
+    prompt_lines,
+    speculating,
+)
 from edgelm.cli.output import complain, json_option, print_json, runtime_options
 from edgelm.errors import InputError
 
@@ -24,6 +33,8 @@ __all__ = ["run"]
 @click.argument("texts", nargs=-1)
 @click.option("--top", default=1, show_default=True, type=click.IntRange(1, 1000), help="Labels to show.")
 @click.option("--arrays", type=click.Path(path_type=Path), help="An .npz with the raw inputs, instead of texts.")
+@click.option("--chat", is_flag=True, help="Hold a conversation with a language model: a message a line.")
+@generation_options
 @runtime_options
 @json_option
 def run(
@@ -31,16 +42,23 @@ def run(
     texts: tuple[str, ...],
     top: int,
     arrays: Path | None,
+    chat: bool,
+    generation: dict[str, Any],
     runtime: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run BUNDLE on each TEXT, or on each line of stdin."""
+    """Run BUNDLE on each TEXT, or on each line of stdin. A language model goes on with the text."""
     from edgelm_runtimes import load
 
     with load(bundle, runtime=runtime, device=device, threads=threads) as session:
-        if arrays is not None:
+        _check_options(session.manifest.task)
+        if session.manifest.task == "generate":
+            with speculating(generation, runtime, threads) as options:
+                answer = hold_conversation if chat else answer_prompts
+                answer(session, texts or (prompt_lines() if chat else _lines()), options, as_json=as_json)
+        elif arrays is not None:
             _run_arrays(session, arrays)
         elif session.manifest.task == "classify":
             for text in texts or _lines():
@@ -50,6 +68,20 @@ def run(
                 print_json(session.embed(text).tolist())
         else:
             raise InputError("This bundle takes arrays and gives arrays: name an .npz of its inputs with --arrays.")
+
+
+def _check_options(task: str) -> None:
+    """Refuse the options that were given and that say nothing to a bundle of this task.
+
+    Raises:
+        InputError: There is one.
+    """
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    unfit = given & ({"top", "arrays"} if task == "generate" else {"chat", *GENERATION_OPTIONS})
+    if unfit:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unfit))
+        raise InputError(f"The bundle's task is '{task}', to which {names} does not apply: leave it out.")
 
 
 def _lines() -> Iterable[str]:
