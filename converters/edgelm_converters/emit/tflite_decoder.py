@@ -117,23 +117,31 @@ def decoder_notes(spec: TransformerSpec, recipe: str) -> tuple[str, ...]:
     """Return what is not stored as the recipe's name says, one line each, for the manifest."""
     if recipe != "dynamic_wi4b32_afp32":
         return ()
-    wide = [linear for linear in _linears(spec) if linear.kernel.shape[0] % BLOCK and worth_quantizing(linear.kernel)]
+    uneven = [linear for product in _products(spec) if _stays_int8(product) for linear in product]
     notes = ["embedding and head are int8: the scores lose too much in 4 bits"]
-    if wide:
+    if uneven:
         notes.append(
-            f"{len(wide)} kernels are int8, not int4: their inputs are no multiple of {BLOCK} "
-            f"({', '.join(linear.name for linear in wide[:3])}{', …' if len(wide) > 3 else ''})"
+            f"{len(uneven)} kernels are int8, not int4: their inputs are no multiple of {BLOCK} "
+            f"({', '.join(linear.name for linear in uneven[:3])}{', …' if len(uneven) > 3 else ''})"
         )
     return tuple(notes)
 
 
-def _linears(spec: TransformerSpec) -> list[Linear]:
-    found = [] if spec.embeddings.projection is None else [spec.embeddings.projection]
+def _products(spec: TransformerSpec) -> list[tuple[Linear, ...]]:
+    """Return the linear layers of a model, those together that are one product."""
+    found: list[tuple[Linear, ...]] = []
+    if spec.embeddings.projection is not None:
+        found.append((spec.embeddings.projection,))
     for layer in spec.decoder.layers:
         attention, block = layer.attention, layer.feed_forward
-        found += [attention.query, attention.key, attention.value, attention.output, block.up, block.down]
-        found += [] if block.gate is None else [block.gate]
+        found += [(attention.query, attention.key, attention.value), (attention.output,), (block.up,), (block.down,)]
+        found += [] if block.gate is None else [(block.gate,)]
     return found
+
+
+def _stays_int8(product: tuple[Linear, ...]) -> bool:
+    inputs = product[0].kernel.shape[0]
+    return bool(inputs % BLOCK) and worth_quantizing((inputs, sum(linear.kernel.shape[1] for linear in product)))
 
 
 def _calls(

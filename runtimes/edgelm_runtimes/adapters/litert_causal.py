@@ -194,7 +194,7 @@ class _LiteRtCausal:
                 self._step(signature, part, place)
         if logits == "none":
             return np.empty(0, np.float32)
-        return self._scores(self._step(current.decode, ids[end:], start + end), 1)[0]
+        return self._scores(self._step(current.decode, ids[end:], start + end), 1).reshape(-1)
 
     def _cut(
         self, ids: NDArray[np.int32], start: int, signatures: tuple[Signature, ...], costs: _Costs
