@@ -62,11 +62,11 @@ def generation_record(
 
 
 def find_chat_template(
-    source: Source, tokenizer: Tokenizer | None, given: str | Path | None, *, folder: Path | None = None
+    source: Source, tokenizer: Tokenizer | None, given: str | Path | None
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return the Jinja template that turns messages into a prompt, and notes for the manifest.
 
-    It is the one that is given; else one that stands beside the model; else, for a model whose name says that it was tuned
+    It is the one that is given; else one that stands in the model's preset folder; else, for a model whose name says that it was tuned
     to follow instructions, the documented format of its vocabulary. Where a template writes out a control piece of a
     SentencePiece vocabulary, it gets the name under which the converted tokenizer finds it.
 
@@ -74,7 +74,6 @@ def find_chat_template(
         source: The model.
         tokenizer: The converted one.
         given: The user's file: a Jinja template, or a JSON file with the key ``chat_template``.
-        folder: Where to look otherwise, such as a preset folder.
 
     Returns:
         The template, None where there is none; and what a reader of the manifest should know.
@@ -84,7 +83,7 @@ def find_chat_template(
     """
     if given is not None:
         return _for_tokenizer(_read_template(Path(given)), tokenizer), ()
-    for path in (folder / name for name in _BESIDE) if folder is not None else ():
+    for path in (source.folder / name for name in _BESIDE) if source.folder is not None else ():
         if path.is_file() and (path.suffix != ".json" or _template_of(_load_json(path))):
             return _for_tokenizer(_read_template(path), tokenizer), (f"The chat template is that of {path.name}.",)
     name = _documented_format(source, tokenizer)

@@ -27,9 +27,11 @@ MESSAGES = [
 ]
 
 
-def make_source(name: str = "model", *, tokenizer: Any = None, sampler: Any = None) -> Source:
+def make_source(
+    name: str = "model", *, tokenizer: Any = None, sampler: Any = None, folder: Path | None = None
+) -> Source:
     preprocessor = None if tokenizer is None else SimpleNamespace(tokenizer=tokenizer)
-    return Source("keras", SimpleNamespace(sampler=sampler), name, f"{name}.keras", preprocessor)
+    return Source("keras", SimpleNamespace(sampler=sampler), name, f"{name}.keras", preprocessor, folder)
 
 
 def word_level(*tokens: str, start: str | None = None) -> Tokenizer:
@@ -216,13 +218,13 @@ def test_templates_of_files(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": named}))
     for name in ("mine.jinja", "tokenizer_config.json", "chat_template.json"):
         assert find_chat_template(make_source("gemma_instruct"), word_level(), tmp_path / name) == (text, ())
-    found, notes = find_chat_template(make_source(), word_level(), None, folder=tmp_path)
+    found, notes = find_chat_template(make_source(folder=tmp_path), word_level(), None)
     assert (found, notes) == (text, ("The chat template is that of chat_template.json.",))
 
 
 def test_a_folder_without_a_template_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"class_name": "keras_hub"}')
-    assert find_chat_template(make_source(), word_level(), None, folder=tmp_path) == (None, ())
+    assert find_chat_template(make_source(folder=tmp_path), word_level(), None) == (None, ())
 
 
 @pytest.mark.parametrize(
