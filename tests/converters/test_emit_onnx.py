@@ -10,7 +10,7 @@ from edgelm_converters.emit import onnx_file
 from edgelm_converters.emit.onnx import emit_onnx, operator_histogram
 from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
 from edgelm_converters.spec import TransformerSpec
-from edgelm_runtimes.adapters.onnx import _int8_saturates
+from edgelm_runtimes.adapters.onnx_session import int8_saturates
 from edgelm_runtimes.machine import machine_facts
 from numpy.typing import NDArray
 from reference import forward
@@ -158,7 +158,7 @@ def test_int8_without_activations_to_round_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32"])
 def test_nothing_hangs_on_the_optimiser(recipe: str, tmp_path: Path) -> None:
-    if recipe == "dynamic_wi8_afp32" and _int8_saturates(machine_facts().isa):
+    if recipe == "dynamic_wi8_afp32" and int8_saturates(machine_facts().isa):
         pytest.skip("int8 products saturate on this processor unless the optimiser replaces them")
     spec = random_spec(**WIDE, norm="rms", pooling="first")
     path = tmp_path / "model.onnx"

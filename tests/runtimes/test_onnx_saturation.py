@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from edgelm_runtimes.adapters.onnx import _int8_saturates
+from edgelm_runtimes.adapters.onnx_session import int8_saturates
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from edgelm_runtimes.adapters.onnx import _int8_saturates
     ],
 )
 def test_x86_without_vnni_takes_the_kernels_that_do_not_saturate(isa: tuple[str, ...], saturates: bool) -> None:
-    assert _int8_saturates(isa) is saturates
+    assert int8_saturates(isa) is saturates
