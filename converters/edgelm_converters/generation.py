@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgelm_runtimes.chat_template import ChatTemplate
+
 from edgelm.bundle.manifest import GenerationRecord
-from edgelm.errors import InputError
+from edgelm.errors import BundleError, InputError
 from edgelm_converters.chat_templates import FORMATS, read_format
 from edgelm_converters.source import Source
 from edgelm_converters.spec import TransformerSpec
@@ -62,18 +64,19 @@ def generation_record(
 
 
 def find_chat_template(
-    source: Source, tokenizer: Tokenizer | None, given: str | Path | None
+    source: Source, tokenizer: Tokenizer | None, given: str | Path | None, *, folder: Path | None = None
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return the Jinja template that turns messages into a prompt, and notes for the manifest.
 
-    It is the one that is given; else one that stands in the model's preset folder; else, for a model whose name says that it was tuned
-    to follow instructions, the documented format of its vocabulary. Where a template writes out a control piece of a
-    SentencePiece vocabulary, it gets the name under which the converted tokenizer finds it.
+    It is the one that is given; else one that stands in the model's preset folder; else, for a model whose name says that
+    it was tuned to follow instructions, the documented format of its vocabulary. Where a template writes out a control
+    piece of a SentencePiece vocabulary, it gets the name under which the converted tokenizer finds it.
 
     Args:
         source: The model.
         tokenizer: The converted one.
         given: The user's file: a Jinja template, or a JSON file with the key ``chat_template``.
+        folder: The model's preset folder, where it came from one.
 
     Returns:
         The template, None where there is none; and what a reader of the manifest should know.
@@ -83,7 +86,7 @@ def find_chat_template(
     """
     if given is not None:
         return _for_tokenizer(_read_template(Path(given)), tokenizer), ()
-    for path in (source.folder / name for name in _BESIDE) if source.folder is not None else ():
+    for path in (folder / name for name in _BESIDE) if folder is not None else ():
         if path.is_file() and (path.suffix != ".json" or _template_of(_load_json(path))):
             return _for_tokenizer(_read_template(path), tokenizer), (f"The chat template is that of {path.name}.",)
     name = _documented_format(source, tokenizer)
@@ -168,16 +171,11 @@ def _template_of(data: Any) -> str | None:
 
 
 def _check_syntax(text: str, path: Path) -> None:
-    from jinja2 import TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    """Let the device's own renderer read the template."""
     try:
-        environment.parse(text)
-    except TemplateSyntaxError as error:
-        raise InputError(
-            f"The chat template {path} is not valid Jinja (line {error.lineno}: {error.message})."
-        ) from error
+        ChatTemplate(text, start="", stop="")
+    except BundleError as error:
+        raise InputError(f"The chat template {path} is not valid Jinja ({error.__cause__}).") from error
 
 
 def _load_json(path: Path) -> Any:

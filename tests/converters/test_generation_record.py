@@ -13,6 +13,7 @@ from edgelm_converters.generation import find_chat_template, generation_record
 from edgelm_converters.source import Source
 from edgelm_converters.tokenizer import to_hugging_face
 from edgelm_converters.tokenizer_sentencepiece import special_name
+from edgelm_runtimes.chat_template import ChatTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from spec_factory import random_decoder
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -27,11 +28,9 @@ MESSAGES = [
 ]
 
 
-def make_source(
-    name: str = "model", *, tokenizer: Any = None, sampler: Any = None, folder: Path | None = None
-) -> Source:
+def make_source(name: str = "model", *, tokenizer: Any = None, sampler: Any = None) -> Source:
     preprocessor = None if tokenizer is None else SimpleNamespace(tokenizer=tokenizer)
-    return Source("keras", SimpleNamespace(sampler=sampler), name, f"{name}.keras", preprocessor, folder)
+    return Source("keras", SimpleNamespace(sampler=sampler), name, f"{name}.keras", preprocessor)
 
 
 def word_level(*tokens: str, start: str | None = None) -> Tokenizer:
@@ -177,6 +176,7 @@ WRITTEN = {
 def test_formats_are_written_as_their_makers_write_them(name: str, trim: bool) -> None:
     template = read_format(name)
     assert render(template, trim=trim) == WRITTEN[name]
+    assert ChatTemplate(template, start="<B>", stop="<E>").render(MESSAGES) == WRITTEN[name]
     # A finished answer stays as it is when the conversation goes on, so that a cache of it can be used again.
     assert render(template, messages=MESSAGES[:3], add_generation_prompt=False, trim=trim) in WRITTEN[name]
 
@@ -218,13 +218,13 @@ def test_templates_of_files(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": named}))
     for name in ("mine.jinja", "tokenizer_config.json", "chat_template.json"):
         assert find_chat_template(make_source("gemma_instruct"), word_level(), tmp_path / name) == (text, ())
-    found, notes = find_chat_template(make_source(folder=tmp_path), word_level(), None)
+    found, notes = find_chat_template(make_source(), word_level(), None, folder=tmp_path)
     assert (found, notes) == (text, ("The chat template is that of chat_template.json.",))
 
 
 def test_a_folder_without_a_template_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"class_name": "keras_hub"}')
-    assert find_chat_template(make_source(folder=tmp_path), word_level(), None) == (None, ())
+    assert find_chat_template(make_source(), word_level(), None, folder=tmp_path) == (None, ())
 
 
 @pytest.mark.parametrize(
