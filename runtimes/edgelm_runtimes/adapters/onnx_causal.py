@@ -117,13 +117,13 @@ class _OnnxCausal:
         count, binding = len(ids), self._binding
         self._ids[0, :count] = ids
         self._count[0] = scored
-        if self._bound != (count, scored):
+        if self._bound != (count, scored) or scored != 1:
             binding.bind_input(_IDS, *_CPU, np.int64, (1, count), self._ids_at)
             if scored == 1:
                 binding.bind_output(_LOGITS, *_CPU, np.float32, self._row.shape, self._row_at)
             else:
                 # The file says that there is one row (as ONNX Runtime GenAI wants it), and memory of another shape is
-                # refused: ONNX Runtime makes its own.
+                # refused: ONNX Runtime makes its own, anew each time, as it would take the last one for given memory.
                 binding.bind_output(_LOGITS, "cpu")
             self._bound = count, scored
         binding.bind_input(_MASK, *_CPU, np.int64, (1, start + count), self._mask_at)
