@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edgelm.bundle.manifest import Port, Role, Signature
 from edgelm.errors import ConversionError, RecipeError, unknown_name
@@ -16,13 +16,13 @@ from edgelm_converters.emit.quantize import check_finite
 from edgelm_converters.emit.tflite_encoder import build_encoder
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
-from edgelm_converters.emit.tflite_weights import Recipe, Store
+from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["emit_tflite", "operator_histogram"]
 
 # Without 4 bits: they pay where one row at a time is computed, not the many of an encoder.
-_RECIPES: tuple[Recipe, ...] = ("fp32", "fp16", "dynamic_wi8_afp32")
+_Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32"]
 
 
 def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tuple[int, ...]) -> tuple[Signature, ...]:
@@ -45,9 +45,9 @@ def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tupl
         ConversionError: No length is given, one is more than the model takes, or the file would be too large.
         ModelError: A weight is NaN or infinite.
     """
-    chosen = next((known for known in _RECIPES if known == recipe), None)
+    chosen = next((known for known in get_args(_Recipe) if known == recipe), None)
     if chosen is None:
-        raise RecipeError(unknown_name("recipe", recipe, _RECIPES))
+        raise RecipeError(unknown_name("recipe", recipe, get_args(_Recipe)))
     lengths = tuple(sorted(set(lengths)))
     _check_lengths(spec, lengths)
     check_finite(spec)

@@ -26,6 +26,8 @@ from edgelm_converters.spec import Linear, TransformerSpec
 __all__ = ["decoder_notes", "default_caches", "default_prefill", "default_verify", "emit_tflite_decoder"]
 
 
+_Kind = Literal["prefill", "decode", "verify"]
+
 _SHORTEST_CACHE, _MOST_CACHES = 256, 4
 
 
@@ -144,13 +146,11 @@ def _stays_int8(product: tuple[Linear, ...]) -> bool:
     return bool(inputs % BLOCK) and worth_quantizing((inputs, sum(linear.kernel.shape[1] for linear in product)))
 
 
-def _calls(
-    length: int, prefill: Sequence[int], verify: Sequence[int]
-) -> list[tuple[Literal["prefill", "decode", "verify"], int]]:
+def _calls(length: int, prefill: Sequence[int], verify: Sequence[int]) -> list[tuple[_Kind, int]]:
     """Return the kinds of signatures for a cache with their tokens, by ascending tokens."""
-    calls: list[tuple[Literal["prefill", "decode", "verify"], int]] = [("decode", 1)]
-    calls += [("prefill", count) for count in set(prefill) if count <= length]
-    calls += [("verify", count) for count in set(verify) if count <= length]
+    calls: list[tuple[_Kind, int]] = [("decode", 1)]
+    calls.extend(("prefill", count) for count in set(prefill) if count <= length)
+    calls.extend(("verify", count) for count in set(verify) if count <= length)
     return sorted(calls, key=lambda call: (call[1], call[0]))
 
 
@@ -175,9 +175,7 @@ def _check(spec: TransformerSpec, caches: tuple[int, ...], counts: tuple[int, ..
         )
 
 
-def _signature(
-    spec: TransformerSpec, kind: Literal["prefill", "decode", "verify"], count: int, length: int, *, own: bool
-) -> Signature:
+def _signature(spec: TransformerSpec, kind: _Kind, count: int, length: int, *, own: bool) -> Signature:
     name = kind if kind == "decode" else f"{kind}_{count}"
     if kind == "verify" or not own:
         name = f"cache_{length}_{name}"
