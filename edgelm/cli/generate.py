@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,8 +28,6 @@ __all__ = [
     "prompt_lines",
     "speculating",
 ]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 # What a terminal takes for a command: nothing that a model says, and no bundle from anywhere, may move its cursor.
@@ -63,7 +61,7 @@ _OPTIONS = {
 GENERATION_OPTIONS = frozenset(_OPTIONS)
 
 
-def generation_options(command: _Command) -> Callable[..., Any]:
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of language models, which the command gets as one mapping, `generation`: those that were given."""
 
     @functools.wraps(command)

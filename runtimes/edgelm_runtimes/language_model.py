@@ -44,10 +44,8 @@ class LanguageModel:
 
     def __init__(self, bundle: Bundle, artifact: Artifact, program: CausalProgram, clock: Callable[[], float]) -> None:
         record, tokenizer = bundle.manifest.generation, bundle.manifest.tokenizer
-        if record is None or tokenizer is None:
-            raise BundleError(
-                f"The bundle '{bundle.manifest.name}' generates, and has no settings or tokenizer for it."
-            )
+        if record is None:
+            raise BundleError(f"The bundle '{bundle.manifest.name}' generates, and has no settings for it.")
         if record.vocabulary_size != program.vocabulary_size:
             raise BundleError(
                 f"{artifact.file} gives {program.vocabulary_size:,} scores a step, and manifest.json says "
