@@ -33,7 +33,8 @@ def keras_scores(model: Any, reference: Reference, spec: TransformerSpec) -> Sco
     port = reference.token_input
 
     def score(ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        length = spec.fixed_length or len(ids)
+        # Two at least: Keras warns of a softmax over one. What comes after a token does not change its scores.
+        length = spec.fixed_length or max(len(ids), 2)
         padded = np.zeros((1, length), np.int32)
         padded[0, : len(ids)] = ids
         real = (np.arange(length) < len(ids))[None].astype(np.int32)

@@ -53,9 +53,9 @@ def artifact_rows(artifact: Artifact) -> Rows:
     operators = sorted(artifact.operators.items(), key=lambda item: -item[1])
     return [
         (artifact.file, f"{size(artifact.size_bytes)}, signatures {signatures}"),
-        ("against Keras", _parity(artifact.parity)),
+        ("against Keras", _parity(artifact.parity, "token" if _is_language(artifact) else "label")),
         ("perplexity", _perplexity(artifact.perplexity))
-        if any(signature.cache is not None for signature in artifact.signatures)
+        if _is_language(artifact)
         else ("accuracy", _accuracy(artifact.accuracy)),
         *((f"in {record.runtime}", _runtime(record)) for record in artifact.runtimes),
         ("operators", ", ".join(f"{count} {name}" for name, count in operators)),
@@ -66,7 +66,7 @@ def artifact_rows(artifact: Artifact) -> Rows:
 def summary_row(artifact: Artifact) -> tuple[str, ...]:
     """Return an artifact in one row: format, bytes, where it was checked, error, agreement, accuracy."""
     parity, accuracy, runtime = artifact.parity, artifact.accuracy, artifact.runtimes[0]
-    language = any(signature.cache is not None for signature in artifact.signatures)
+    language = _is_language(artifact)
     checked = f"{runtime.runtime} {runtime.version}" if runtime.version else runtime.reason or runtime.status
     return (
         artifact.format,
@@ -96,7 +96,7 @@ def verify_rows(report: VerifyReport) -> Rows:
 def _check(check: RuntimeCheck) -> str:
     if check.status == "skipped":
         return f"skipped: {check.reason}"
-    agreement = "" if check.agreement is None else f", same label on {check.agreement:.1%}"
+    agreement = "" if check.agreement is None else f", same answer on {check.agreement:.1%}"
     error = (
         "" if check.max_abs_error is None else f", off by at most {check.max_abs_error:.2g} (bound {check.bound:.2g})"
     )
@@ -104,8 +104,12 @@ def _check(check: RuntimeCheck) -> str:
     return f"{check.status} in version {check.version}, {check.runs} runs{error}{agreement}{reason}"
 
 
-def _parity(parity: Parity) -> str:
-    agreement = "" if parity.agreement is None else f", same label on {parity.agreement:.2%}"
+def _is_language(artifact: Artifact) -> bool:
+    return any(signature.cache is not None for signature in artifact.signatures)
+
+
+def _parity(parity: Parity, choice: str) -> str:
+    agreement = "" if parity.agreement is None else f", same {choice} on {parity.agreement:.2%}"
     return (
         f"off by at most {parity.max_abs_error:.3g} on outputs up to {parity.reference_range:.3g} "
         f"(bound {parity.bound:.3g}){agreement}, {parity.samples:,} {parity.inputs} inputs"
