@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgelm_converters.emit import onnx_file
+from edgelm_converters.emit import onnx_decoder
 from edgelm_converters.emit.blocks import quantize_blocks
 from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
 from edgelm_converters.emit.onnx_file import operator_histogram
@@ -294,13 +294,21 @@ def test_writing_holds_little_more_than_the_model(recipe: str, tmp_path: Path) -
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "_EXTERNAL_ABOVE", 10_000)
+    monkeypatch.setattr(onnx_decoder, "_EXTERNAL_ABOVE", 10_000)
     spec = random_decoder(**WIDE)
     path = tmp_path / "model.onnx"
     (signature,) = emit_onnx_decoder(spec, path, recipe="fp32", context_length=CONTEXT)
     assert path.stat().st_size < 40_000 < (tmp_path / "model.onnx.data").stat().st_size
     onnx.checker.check_model(str(path))
     assert relative_error(path, signature, spec) < 2.7e-5
+    # A tensor that is made while the file is written stands there whole, on a page of its own.
+    outside = [
+        tensor for tensor in onnx.load(str(path), load_external_data=False).graph.initializer if tensor.external_data
+    ]
+    offsets = [int(entry.value) for tensor in outside for entry in tensor.external_data if entry.key == "offset"]
+    assert any("query+key+value" in tensor.name for tensor in outside)
+    assert len(offsets) == len(outside)
+    assert all(offset % 4096 == 0 for offset in offsets)
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ _INT32 = 6  # onnx.TensorProto's number, as a Cast takes it
 _IDS, _MASK, _LOGITS, _COUNT = "input_ids", "attention_mask", "logits", "logits_count"
 # Up to 1.23, GroupQueryAttention saw one position more than local_window_size says (tried: 1.22.1, 1.23.2; right in 1.24.1).
 _WINDOWS_FROM = "1.24"
+# ONNX Runtime maps a file of weights into memory, and reads the weights of a model file into memory of its own. Of a tied head
+# it keeps a packed copy and the table: mapped, the table costs the rows that are read. Measured with 107 M weights (12 layers,
+# width 768, 32,000 tokens) on ONNX Runtime 1.32, memory of the process that is not mapped from a file: int8 158 MB instead of 217,
+# int4 134 instead of 186. Smaller models are one file, which is handier.
+_EXTERNAL_ABOVE = 64 << 20
 
 
 def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context_length: int) -> tuple[Signature, ...]:
@@ -48,7 +53,7 @@ def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context
 
     Args:
         spec: The model.
-        path: The file to write. Weights of more than 1 GiB go to ``NAME.onnx.data`` beside it.
+        path: The file to write. Weights of more than 64 MiB go to ``NAME.onnx.data`` beside it.
         recipe: ``fp32``; ``fp16``: stored as float16, computed in float32; ``dynamic_wi8_afp32``: int8 in blocks of up to
             128, activations rounded to 8 bits block by block; ``dynamic_wi4b32_afp32``: int4 in blocks of 32, tables and head
             int8. A tied head shares its bytes with the embeddings under each of them.
@@ -201,4 +206,5 @@ def _write(graph: Graph, path: Path, spec: TransformerSpec, signature: Signature
         (Port(_LOGITS, "float32", (None, 1, spec.vocabulary_size), "logits"), *caches[1]),
         axes=axes,
         metadata=metadata,
+        external_above=_EXTERNAL_ABOVE,
     )

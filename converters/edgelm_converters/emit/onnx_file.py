@@ -56,17 +56,23 @@ class LazyArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_model(model: ModelProto, tensors: Mapping[str, NDArray[Any] | LazyArray], path: Path) -> None:
+def write_model(
+    model: ModelProto,
+    tensors: Mapping[str, NDArray[Any] | LazyArray],
+    path: Path,
+    *,
+    external_above: int | None = None,
+) -> None:
     """Write a model whose graph has no initializers yet, with `tensors` as its initializers.
-
-    Weights of more than 1 GiB go to ``NAME.onnx.data`` beside it.
 
     Args:
         model: Everything but the initializers.
         tensors: float32, float16, int8, uint8, int64 or bool arrays by name.
         path: The ``.onnx`` file; it is overwritten.
+        external_above: Bytes of weights from which on they go to ``NAME.onnx.data`` beside it; None: 1 GiB.
     """
-    external = sum(array.nbytes for array in tensors.values()) > _EXTERNAL_ABOVE
+    limit = _EXTERNAL_ABOVE if external_above is None else external_above
+    external = sum(array.nbytes for array in tensors.values()) > limit
     data_path = path.with_name(path.name + ".data")
     graph = model.graph.SerializeToString()
     model.ClearField("graph")

@@ -116,6 +116,7 @@ class Graph:
         *,
         axes: Mapping[str, tuple[str, ...]] | None = None,
         metadata: Mapping[str, str] | None = None,
+        external_above: int | None = None,
     ) -> None:
         """Write the graph as an ONNX file.
 
@@ -126,6 +127,7 @@ class Graph:
             outputs: In order.
             axes: By port, what its axes are called where they are free; usually ``batch``, ``sequence`` and ``width``.
             metadata: Kept in the file, as ``metadata_props``.
+            external_above: See `write_model`.
         """
         from onnx import helper
 
@@ -143,7 +145,7 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgelm")
         if metadata:
             helper.set_model_props(model, dict(metadata))
-        write_model(model, self._tensors, path)
+        write_model(model, self._tensors, path, external_above=external_above)
 
     def _add(self, name: str, array: NDArray[Any] | LazyArray) -> str:
         unique, number = name, 1
