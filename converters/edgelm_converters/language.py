@@ -175,17 +175,22 @@ def make_language_artifacts(
 
 
 def _make_tflite(model: LanguageModel, folder: Path, sets: Sequence[Sequences], progress: Progress) -> Artifact:
-    from edgelm_converters.emit import tflite_decoder
     from edgelm_converters.emit.tflite import operator_histogram
+    from edgelm_converters.emit.tflite_decoder import (
+        default_caches,
+        default_prefill,
+        default_verify,
+        emit_tflite_decoder,
+    )
 
     context = model.generation.context_length
-    caches = model.caches or tflite_decoder.default_caches(context)
-    prefill = model.prefill or tflite_decoder.default_prefill(context)
+    caches = model.caches or default_caches(context)
+    prefill = model.prefill or default_prefill(context)
     path = folder / "model.tflite"
     progress("Writing tflite", 0, 1)
-    signatures = tflite_decoder.emit_tflite_decoder(
+    signatures = emit_tflite_decoder(
         model.spec, path, recipe=model.recipe.name, caches=caches, prefill=prefill,
-        verify=tflite_decoder.default_verify(context),
+        verify=default_verify(context),
     )  # fmt: skip
     progress("Writing tflite", 1, 1)
     return _verified("tflite", path, signatures, operator_histogram(path), model, sets, progress)
