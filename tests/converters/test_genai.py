@@ -12,6 +12,8 @@ import pytest
 from edgelm_converters.emit.genai import write_genai
 from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
 from edgelm_converters.spec import TransformerSpec
+from edgelm_runtimes.program import ProgramOptions
+from edgelm_runtimes.registry import open_causal
 from reference import forward
 from spec_factory import random_decoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -101,6 +103,28 @@ def test_genai_generates_the_tokens_of_the_reference(
     assert options == {} or len(set(wanted)) > 10  # else the test could pass by repeating itself
     assert generate(model, [5, 70, 9, 110, 2]) == wanted
     assert generate(model, [5, 70], [9, 110, 2]) == wanted
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"])
+def test_genai_generates_the_tokens_of_the_devices_own_adapter(
+    recipe: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    # Wide enough for matrices that the recipes compress. The same graph and the same calls: every score is the same.
+    spec = random_decoder(vocabulary=VOCABULARY, width=96, heads=6, feed_forward=128, tied=False)
+    signatures = emit_onnx_decoder(spec, tmp_path / "model.onnx", recipe=recipe, context_length=CONTEXT)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    write_genai(tmp_path, spec, record(), context_length=CONTEXT)
+    program = open_causal("onnx", tmp_path / "model.onnx", signatures, ProgramOptions(threads=1))
+    ids = [5, 70, 9, 110, 2]
+    scores = program.forward(np.array(ids, np.int32), 0)
+    while True:
+        ids.append(int(scores.argmax()))
+        if len(ids) == CONTEXT:
+            break
+        scores = program.forward(np.array(ids[-1:], np.int32), len(ids) - 1)
+    program.close()
+    assert len(set(ids)) > 10
+    assert generate(genai.Model(str(tmp_path)), ids[:5]) == ids
 
 
 def test_genai_stops_at_any_stop_token(tokenizer: Tokenizer, tmp_path: Path) -> None:

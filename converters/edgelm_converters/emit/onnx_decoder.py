@@ -40,8 +40,8 @@ _IDS, _MASK, _LOGITS, _COUNT = "input_ids", "attention_mask", "logits", "logits_
 _WINDOWS_FROM = "1.24"
 # ONNX Runtime maps a file of weights into memory, and reads the weights of a model file into memory of its own. Of a tied head
 # it keeps a packed copy and the table: mapped, the table costs the rows that are read. Measured with 107 M weights (12 layers,
-# width 768, 32,000 tokens) on ONNX Runtime 1.32, memory of the process that is not mapped from a file: int8 158 MB instead of 217,
-# int4 134 instead of 186. Smaller models are one file, which is handier.
+# width 768, 32,000 tokens) on ONNX Runtime 1.32, memory of the process that is not mapped from a file: int8 158 MB instead
+# of 217, int4 134 instead of 186. Smaller models are one file, which is handier.
 _EXTERNAL_ABOVE = 64 << 20
 
 
