@@ -41,6 +41,8 @@ _UNROLLED_LAYERS = ("Identity", "Multiply")
 _HARMLESS = {"__init__", "get_config", "from_config", "compute_mask", "compute_output_shape"}
 _HARMLESS |= {"__annotations__", "__doc__", "__firstlineno__", "__module__", "__qualname__", "__static_attributes__"}
 _HARMLESS |= {"_api_export_path", "_api_export_symbol_id"}  # marks of KerasHub
+# A layer of KerasHub that is a leaf: without a cache it computes what the MultiHeadAttention that it stands on does.
+_CACHED_ATTENTION = "CachedMultiHeadAttention"
 
 
 # Of a call: a `Tensor`, a `Constant`, a tuple or a dict of arguments, or a plain Python value.
@@ -313,11 +315,10 @@ class _Recorder:
             # Its call reads the query's own mask, and takes the masks off all three for whatever comes later. The same
             # tensor in a residual connection has then no mask: Keras's Add gives none on.
             arguments["query_mask"] = _mask(masked[0])
-        self._in_leaf = True
-        try:
-            outputs = layer.compute_output_spec(*args, **kwargs)
-        finally:
-            self._in_leaf = False
+        if kind.__name__ == _CACHED_ATTENTION:
+            outputs = self._cached_attention(layer, arguments)
+        else:
+            outputs = self._output_of(layer, args, kwargs)
         self._record(kind.__name__, "/".join(self._owners), layer, arguments, outputs)
         for value in masked:
             _set_mask(value, None)
@@ -326,6 +327,21 @@ class _Recorder:
         if kind.__name__ in ("Dense", "EinsumDense") and layer.activation is not None:
             return layer.activation(outputs)
         return outputs
+
+    def _output_of(self, layer: Any, args: Any, kwargs: Any) -> Any:
+        self._in_leaf = True
+        try:
+            return layer.compute_output_spec(*args, **kwargs)
+        finally:
+            self._in_leaf = False
+
+    def _cached_attention(self, layer: Any, arguments: dict[str, Any]) -> Any:
+        """Return what KerasHub's attention gives; its ``compute_output_spec`` does not take the cache's arguments."""
+        if arguments["cache"] is not None or arguments["return_attention_scores"]:
+            raise NotRecognised(
+                f"{_CACHED_ATTENTION} '{'/'.join(self._owners)}' is called with a cache, or for its scores"
+            )
+        return self._keras.KerasTensor(arguments["query"].shape, dtype=layer.compute_dtype)
 
     def _refuse_training(self, layer: Any, kwargs: Any) -> None:
         if type(layer).__module__.startswith("keras.src.layers.regularization.") and kwargs.get("training"):
@@ -376,6 +392,8 @@ def _leaf_class(keras: Any, layer: Any) -> type | None:
         if kind.__module__.startswith("keras.src."):
             unrolled = kind.__module__.startswith(_UNROLLED) or kind.__name__ in _UNROLLED_LAYERS
             return None if kind is keras.layers.Layer or unrolled else kind
+        if kind.__name__ == _CACHED_ATTENTION and kind.__module__.split(".")[0] in ("keras_hub", "keras_nlp"):
+            return kind
         if not vars(kind).keys() <= _HARMLESS:
             return None
     return None

@@ -3,6 +3,9 @@
 A padding mask is ``ids != 0`` or an input of its own; until it reaches an attention layer it is cast, given new axes, or
 combined with itself. `trace_mask` follows it back through exactly these operations and refuses every other one.
 
+A causal mask depends on no input, so it is a constant at the captured length, whatever code made it. At that length it is
+compared with the lower triangle, element by element; it may be combined with a padding mask.
+
 Axes of a mask, in order: ``b`` batch, ``s`` tokens, ``1`` an axis to broadcast over.
 """
 
@@ -17,10 +20,14 @@ import numpy as np
 from edgelm_converters.families import NotRecognised
 from edgelm_converters.keras_graph import Constant, Node, Tensor
 
-__all__ = ["AttentionMask", "Mask", "ids_source", "trace_attention_mask", "trace_mask"]
+__all__ = ["AttentionMask", "Mask", "OtherConstantMask", "ids_source", "trace_attention_mask", "trace_mask"]
 
 _SCORE_AXES = (("b", "1", "s"), ("b", "s", "s"), ("b", "1", "1", "s"), ("b", "1", "s", "s"))
 _EXACT_IDS = ("int32", "int64", "uint32", "uint64", "float32", "float64")  # types that hold every id of a vocabulary
+
+
+class OtherConstantMask(NotRecognised):
+    """A constant mask that is not the causal one, such as that of a window: it is none at a shorter length, either."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,19 @@ class AttentionMask:
         mask: The padding that is no key; None where every position is one.
         queries: Whether the rows of padding are masked as a whole, too. Keras does that with a mask that it propagates
             itself; what such a row holds then has no meaning.
+        causal: Whether a position sees only itself and those before it.
     """
 
     mask: Mask | None
     queries: bool
+    causal: bool = False
 
 
 def trace_attention_mask(node: Node) -> AttentionMask:
     """Return what the masks of an attention node come to.
 
     Raises:
+        OtherConstantMask: One is a constant at this length, and not the causal one.
         NotRecognised: They are of different inputs, or not made of one by known operations.
     """
     keys: list[Mask] = []
@@ -67,8 +77,9 @@ def trace_attention_mask(node: Node) -> AttentionMask:
         if mask is not None:
             _expect_axes(node, name, mask, (("b", "s"),))
             (queries if name == "query_mask" else keys).append(mask)
-    mask = _optional(node, "attention_mask")
-    if mask is not None:
+    paddings, causal = _without_causal(node)
+    causal = causal or bool(node.arguments.get("use_causal_mask"))
+    for mask in paddings:
         _expect_axes(node, "attention_mask", mask, _SCORE_AXES)
         keys.append(mask)
         if mask.axes.count("s") == 2:
@@ -79,9 +90,9 @@ def trace_attention_mask(node: Node) -> AttentionMask:
     if queries and not keys:
         raise NotRecognised(f"{node.describe()} masks its queries and not its keys")
     if not found:
-        return AttentionMask(None, queries=False)
+        return AttentionMask(None, queries=False, causal=causal)
     compared = all(mask.compared for mask in found)
-    return AttentionMask(Mask(found[0].source, compared, ("b", "s")), bool(queries))
+    return AttentionMask(Mask(found[0].source, compared, ("b", "s")), bool(queries), causal)
 
 
 def trace_mask(value: Any) -> Mask:
@@ -91,7 +102,7 @@ def trace_mask(value: Any) -> Mask:
         NotRecognised: It is made by an operation that is not known here; the message names it.
     """
     if isinstance(value, Constant):
-        raise NotRecognised("a constant mask is not known (a causal one is known as use_causal_mask=True)")
+        raise NotRecognised("a constant mask in this place is not known (a causal one is, as an attention's mask)")
     node = value.node
     step = _STEPS.get(node.kind)
     if step is None:
@@ -119,10 +130,47 @@ def ids_source(value: Any) -> str | None:
     return source
 
 
+def _without_causal(node: Node) -> tuple[list[Mask], bool]:
+    """Return the padding masks that an attention mask is made of, and whether a causal one is combined with them."""
+    value = node.arguments.get("attention_mask")
+    factors = [] if value is None else _factors(value)
+    constants = [factor for factor in factors if isinstance(factor, Constant)]
+    for constant in constants:
+        if not _is_causal(constant, int(node.arguments["query"].shape[1])):
+            raise OtherConstantMask(
+                f"the attention_mask of {node.describe()} is a constant other than the causal one (1 on and below the diagonal)"
+            )
+    if not constants:
+        factors = [] if value is None else [value]
+    return [_padding(node, "attention_mask", factor) for factor in factors if not isinstance(factor, Constant)], bool(
+        constants
+    )
+
+
+def _factors(value: Any) -> list[Any]:
+    """Return what is combined into a mask, through casts."""
+    if isinstance(value, Tensor) and value.node.kind in ("Cast", "ConvertToTensor"):
+        inner = _factors(value.node.arguments["x"])
+        return inner if len(inner) > 1 else [value]
+    if isinstance(value, Tensor) and value.node.kind in _CONJUNCTIONS:
+        return _factors(value.node.arguments["x1"]) + _factors(value.node.arguments["x2"])
+    return [value]
+
+
+def _is_causal(constant: Constant, length: int) -> bool:
+    """Whether a mask over ``(…, S, S)`` is 1 on and below the diagonal and 0 above, for every text and head."""
+    value = constant.value
+    if value.shape[-2:] != (length, length):
+        return False
+    return bool((value == np.tri(length, dtype=np.bool_)).all())
+
+
 def _optional(node: Node, name: str) -> Mask | None:
     value = node.arguments.get(name)
-    if value is None:
-        return None
+    return None if value is None else _padding(node, name, value)
+
+
+def _padding(node: Node, name: str, value: Any) -> Mask:
     mask = trace_mask(value)
     if mask.inverted:
         raise NotRecognised(f"the {name} of {node.describe()} is 1 for padding, and 0 for tokens")
@@ -228,6 +276,8 @@ def _disjunction(value: Tensor) -> Mask:
     return left
 
 
+_CONJUNCTIONS = ("LogicalAnd", "Multiply", "Minimum")
+
 _STEPS: dict[str, Callable[[Tensor], Mask]] = {
     "Input": _input,
     "NotEqual": _comparison(inverted=False),
@@ -240,8 +290,6 @@ _STEPS: dict[str, Callable[[Tensor], Mask]] = {
     "GetItem": _index,
     "Reshape": _reshape,
     "BroadcastTo": _broadcast,
-    "LogicalAnd": _conjunction,
-    "Multiply": _conjunction,
-    "Minimum": _conjunction,
+    **dict.fromkeys(_CONJUNCTIONS, _conjunction),
     "LogicalOr": _disjunction,
 }

@@ -14,11 +14,11 @@ import numpy as np
 from edgelm_converters.families import NotRecognised
 from edgelm_converters.frameworks import import_keras
 from edgelm_converters.keras_graph import Node
-from edgelm_converters.spec import Attention, Float32, Linear, Norm
+from edgelm_converters.spec import Attention, Float32, Linear, Norm, TokenHead
 
 __all__ = ["ATTENTIONS", "NORMS", "Pieces"]
 
-ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention")
+ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention", "CachedMultiHeadAttention")
 NORMS = ("LayerNormalization", "RMSNormalization")
 
 # Names of the settings in the two classes of attention; older versions of Keras have neither.
@@ -31,7 +31,7 @@ class Pieces:
     """Reads layers, and remembers what it read."""
 
     def __init__(self) -> None:
-        self._read: dict[int, Any] = {}
+        self._read: dict[tuple[int, str], Any] = {}
 
     def linear(self, node: Node) -> Linear:
         """Return a ``Dense`` layer, without its activation."""
@@ -49,29 +49,42 @@ class Pieces:
         """
         return self._once(node, lambda layer: _norm(layer, node))
 
-    def attention(self, node: Node) -> Attention:
-        """Return a ``MultiHeadAttention`` or ``GroupedQueryAttention``.
+    def token_head(self, node: Node) -> TokenHead:
+        """Return a ``Dense`` layer, or a ``ReversibleEmbedding`` that is reversed, as what scores tokens."""
+        if node.kind == "Dense":
+            linear = self.linear(node)
+            return self._once(
+                node, lambda _: TokenHead(node.path, np.ascontiguousarray(linear.kernel.T), linear.bias), "scores"
+            )
+        table = self.table(node)  # of the embedding itself, where it looks tokens up too
+        return self._once(node, lambda layer: _reversed_head(layer, node.path, table), "scores")
+
+    def attention(self, node: Node, *, causal: bool) -> Attention:
+        """Return a ``MultiHeadAttention`` or ``GroupedQueryAttention``, or KerasHub's ``CachedMultiHeadAttention``.
+
+        Args:
+            node: Its call.
+            causal: What its masks come to.
 
         Raises:
             NotRecognised: It has a sliding window, a gate, or values of another width than the keys.
         """
-        causal = bool(node.arguments["use_causal_mask"])
         piece: Attention = self._once(node, lambda layer: _attention(layer, node, causal=causal))
         if piece.causal != causal:
             raise NotRecognised(f"{node.describe()} is used twice, once with a causal mask and once without")
         return piece
 
-    def _once(self, node: Node, read: Callable[[Any], _Piece]) -> _Piece:
+    def _once(self, node: Node, read: Callable[[Any], _Piece], use: str = "") -> _Piece:
         layer = node.operation
-        if id(layer) not in self._read:
+        if (id(layer), use) not in self._read:
             for part in layer._flatten_layers():
                 if part.quantization_mode is not None:
                     raise NotRecognised(
                         f"{node.describe()} was quantised by Keras ({part.quantization_mode}); "
                         "give the model from before model.quantize()"
                     )
-            self._read[id(layer)] = read(layer)
-        piece: _Piece = self._read[id(layer)]
+            self._read[id(layer), use] = read(layer)
+        piece: _Piece = self._read[id(layer), use]
         return piece
 
 
@@ -85,6 +98,14 @@ def _linear(layer: Any, path: str, shape: tuple[int, int] | None = None) -> Line
     kernel = _array(layer.kernel)
     bias = None if layer.bias is None else _array(layer.bias).reshape(-1)
     return Linear(path, kernel if shape is None else kernel.reshape(shape), bias)
+
+
+def _reversed_head(layer: Any, path: str, table: Float32) -> TokenHead:
+    """Return how a ``ReversibleEmbedding`` scores: with its own table, or one apart, ``(D, V)``."""
+    if not layer.tie_weights:
+        table = np.ascontiguousarray(_array(layer.reverse_embeddings).T)
+    cap = getattr(layer, "logit_soft_cap", None)
+    return TokenHead(path, table, soft_cap=None if cap is None else float(cap))
 
 
 def _norm(layer: Any, node: Node) -> Norm:

@@ -58,8 +58,9 @@ class Recognition:
 def recognise(model: Any, sequence_length: int | None) -> Recognition:
     """Ask each reader of the table, and return the first answer that is a spec.
 
-    Where none takes the model, the reason is that of the family whose KerasHub classes it is made of, or else that of the
-    last reader of the table, which takes any model of plain Keras layers.
+    Where none takes the model, the reason is that of the family whose KerasHub classes it is made of. Another language model
+    of KerasHub is told which of its layers no reader knows. For any other model it is the reason of the table's last reader,
+    which takes models of plain Keras layers.
 
     Args:
         model: A ``keras.Model``. It is not changed.
@@ -75,11 +76,15 @@ def recognise(model: Any, sequence_length: int | None) -> Recognition:
             return Recognition(getattr(importlib.import_module(module), function)(model, sequence_length), family, None)
         except NotRecognised as error:
             reasons[family] = str(error)
-    return Recognition(None, None, reasons[_nearest_family(model)])
+    nearest = _nearest_family(model)
+    if nearest is not None:
+        return Recognition(None, None, reasons[nearest])
+    unread = importlib.import_module("edgelm_converters.families.keras_hub_unread")
+    return Recognition(None, None, unread.unread_part(model) or reasons[READERS[-1][0]])
 
 
-def _nearest_family(model: Any) -> str:
-    """Return the family whose reason says most: the one that KerasHub keeps the model's class with, or the last.
+def _nearest_family(model: Any) -> str | None:
+    """Return the family that KerasHub keeps the model's class with; None for any other model.
 
     A class that KerasHub keeps elsewhere may stand on a family's (Llama 3's on Llama's): then it is that one's.
     """
@@ -88,4 +93,4 @@ def _nearest_family(model: Any) -> str:
         package, *path = kind.__module__.replace("_", "").split(".")  # keras_hub.src.models.distil_bert.…
         if package in _HUB_PACKAGES and path[1:2] == ["models"] and path[2] in families:
             return path[2]
-    return READERS[-1][0]
+    return None

@@ -1,4 +1,4 @@
-"""Encoders of plain Keras 3 layers: functional, sequential or subclassed, with custom layers around the built-in ones.
+"""Models of plain Keras 3 layers: functional, sequential or subclassed, with custom layers around the built-in ones.
 
 The model is captured as a graph of built-in layers and operations (`edgelm_converters.keras_graph`), which is then walked
 from the embeddings to the output. Each step accepts exactly what a `TransformerSpec` can say::
@@ -6,6 +6,8 @@ from the embeddings to the output. Each step accepts exactly what a `Transformer
     token [* scale] [+ positions] [+ segments] [-> norm] [-> projection]
     N x  attention and feed-forward, each with its residual and its norm, before ("pre") or after ("post")
     [-> norm] [-> pooling] [-> dense layers with activations] [-> softmax or sigmoid]
+
+Where every layer is causal, nothing is pooled, and one layer scores all tokens of the vocabulary, it is a language model.
 
 No name that the user gave counts, and nothing is tried out on numbers: whatever differs is refused, with the layer that
 was met and what was expected in its place.
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgelm_converters.families import NotRecognised
+from edgelm_converters.families.plain_language import is_reversed, main_output, token_head
 from edgelm_converters.families.plain_lengths import read_at_every_length
 from edgelm_converters.families.plain_walk import Walk, activation, operands, refuse, scalar
 from edgelm_converters.frameworks import import_keras
@@ -38,6 +41,7 @@ from edgelm_converters.spec import (
     Norm,
     Output,
     Stack,
+    TokenHead,
     TransformerSpec,
 )
 
@@ -55,37 +59,50 @@ _FIRST_TOKEN = ((_ALL, 0), (_ALL, 0, _ALL), (..., 0, _ALL))
 
 
 def read(model: Any, sequence_length: int | None) -> TransformerSpec:
-    """Return an encoder of plain Keras layers as a spec.
+    """Return an encoder or a language model of plain Keras layers as a spec.
 
     A model whose input has a free length is captured at several lengths, which must differ in nothing but the rows of the
     position table. Where the table is a variable, `max_length` is its rows; where it is computed, `sequence_length`, or 512.
 
-    What a masked model gives for padding has no meaning in Keras, and none in the spec.
+    What a masked model gives for padding has no meaning in Keras, and none in the spec. A language model's spec has no mask: it
+    is given tokens only, and sees nothing behind them. Its output is the scores, even where the model ends in a softmax.
 
     Args:
         model: A built ``keras.Model``. It is not changed.
         sequence_length: The most tokens that the user wants, or None. It only counts where the model states no length.
 
     Raises:
-        NotRecognised: The model is not exactly such an encoder.
+        NotRecognised: The model is not exactly such a one.
     """
     if not isinstance(model, import_keras().Model):
         raise NotRecognised(f"{type(model).__name__} is no keras.Model")
     pieces = Pieces()  # one for all lengths: the same layer is the same piece
     return read_at_every_length(
-        model, lambda length: _Reader(capture(model, length), pieces).spec(model.name), sequence_length
+        model, lambda length: _spec(capture(model, length), pieces, model.name), sequence_length
     )
+
+
+def _spec(graph: Graph, pieces: Pieces, name: str) -> TransformerSpec:
+    """Return a captured model; of several outputs, a language model's scores are taken."""
+    main = main_output(graph)
+    spec = None if main is None else _Reader(graph, main, pieces).spec(name)
+    if spec is None or (len(graph.outputs) > 1 and not spec.generates):
+        raise NotRecognised(
+            f"the model has {len(graph.outputs)} outputs ({', '.join(graph.outputs)}), and a spec has one"
+        )
+    return spec
 
 
 class _Reader:
     """Reads one captured graph, from the embeddings to the output."""
 
-    def __init__(self, graph: Graph, pieces: Pieces) -> None:
+    def __init__(self, graph: Graph, output_name: str, pieces: Pieces) -> None:
         self._graph = graph
-        self._walk = Walk(graph)
+        self._walk = Walk(graph, output_name)
         self._pieces = pieces
         attentions = [node for node in self._walk.nodes if node.kind in ATTENTIONS]
         self._masks = [(node, trace_attention_mask(node)) for node in attentions]
+        self._causal = {node for node, mask in self._masks if mask.causal}
 
     def spec(self, name: str) -> TransformerSpec:
         """Return the whole model."""
@@ -101,6 +118,10 @@ class _Reader:
         final_norm = None
         if user := self._user_of(tensor, NORMS):
             final_norm, tensor = self._pieces.norm(user), self._walk.made_by(user)
+        if len(self._causal) == len(self._masks) and len(lookups) == 1:
+            scores = token_head(self._walk, self._pieces, tensor, len(embeddings.token))
+            if scores is not None:
+                return self._language_model(name, token, embeddings, Stack(tuple(layers), final_norm), scores)
         head, pooling_mask = self._head(tensor)
         mask, mask_input = self._mask(token, lookups, head, pooling_mask)
         segment = next((source for source in lookups if source != token), None)
@@ -118,13 +139,31 @@ class _Reader:
             segment_input=segment,
         )
 
+    def _language_model(
+        self, name: str, token: str, embeddings: Embeddings, decoder: Stack, scores: TokenHead
+    ) -> TransformerSpec:
+        head = Head("none", (), "logits", tokens=scores)
+        self._mask(token, {}, head, None)  # all layers have one mask, or this is no padding
+        return TransformerSpec(
+            family="plain",
+            name=name,
+            embeddings=embeddings,
+            encoder=Stack(()),
+            decoder=decoder,
+            head=head,
+            mask="none",
+            token_input=token,
+            output_name="logits",
+            max_length=None,
+        )
+
     # Embeddings
 
     def _lookups(self) -> dict[str, Node]:
         """Return the embeddings of inputs, by the input's name."""
         lookups: dict[str, Node] = {}
         for node in self._walk.nodes:
-            if node.kind not in _EMBEDDINGS:
+            if node.kind not in _EMBEDDINGS or is_reversed(node):
                 continue
             source = ids_source(node.arguments["inputs"])
             if source is None:
@@ -236,9 +275,11 @@ class _Reader:
         query, key, value = (self._walk.root(node.arguments[name]) for name in ("query", "key", "value"))
         if query is not tensor or value is not tensor or key not in (None, tensor):
             raise NotRecognised(f"{node.describe()} attends to another tensor than its query (cross-attention)")
-        if node.arguments["training"] and getattr(node.operation, "_dropout", getattr(node.operation, "dropout", 0)):
+        if node.arguments.get("training") and getattr(
+            node.operation, "_dropout", getattr(node.operation, "dropout", 0)
+        ):
             raise NotRecognised(f"{node.describe()} is called with training=True, so the model is random")
-        return self._pieces.attention(node), self._walk.made_by(node)
+        return self._pieces.attention(node, causal=node in self._causal), self._walk.made_by(node)
 
     def _feed_forward_block(
         self, tensor: Tensor, placement: Literal["pre", "post"]

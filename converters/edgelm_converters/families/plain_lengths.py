@@ -17,6 +17,7 @@ import numpy as np
 from edgelm_converters.families import NotRecognised
 from edgelm_converters.frameworks import import_keras
 from edgelm_converters.keras_graph import model_inputs
+from edgelm_converters.keras_masks import OtherConstantMask
 from edgelm_converters.spec import Float32, TransformerSpec
 
 __all__ = ["read_at_every_length"]
@@ -51,7 +52,7 @@ def read_at_every_length(model: Any, at: AtLength, sequence_length: int | None) 
         return _of_one_length(at, only)  # it runs at this length alone, as with a constant table
     _check_same(short, probe)
     if probe.embeddings.position is None:
-        return probe
+        return _with_long_mask(at, probe, sequence_length) if probe.generates else probe
     whole = _with_whole_table(model, at, probe, sequence_length)
     _check_same(probe, whole)
     return whole
@@ -70,8 +71,19 @@ def _of_one_length(at: AtLength, length: int) -> TransformerSpec:
     spec = at(length)
     _check_same(at(length), spec)  # no table of positions is a random number, drawn anew in each call
     pools_padding = spec.head.pooling in ("mean", "max") and not spec.head.pooling_masked
+    # A language model sees no padding behind a text either, but Keras's own takes this length alone.
     sees_padding = spec.mask == "none" or pools_padding
     return replace(spec, max_length=length, fixed_length=length if sees_padding else None)
+
+
+def _with_long_mask(at: AtLength, probe: TransformerSpec, sequence_length: int | None) -> TransformerSpec:
+    """Return a language model without positions, bounded to a length at which its mask was seen to be causal throughout.
+
+    A window that is longer than the probes shows at that length.
+    """
+    longest = max(sequence_length or _COMPUTED_ROWS, _PROBES[1])
+    _check_same(probe, at(longest))
+    return replace(probe, max_length=longest)
 
 
 def _with_whole_table(model: Any, at: AtLength, probe: TransformerSpec, sequence_length: int | None) -> TransformerSpec:
@@ -111,8 +123,11 @@ def _rows_of_variables(model: Any, start: Float32) -> list[int]:
 
 
 def _at_or_none(at: AtLength, length: int) -> TransformerSpec | None:
+    """Return the spec at a length; None where the model has no such length."""
     try:
         return at(length)
+    except OtherConstantMask:  # a window shows only where it is shorter than the text: no bound of the length
+        raise
     except NotRecognised:
         return None
 

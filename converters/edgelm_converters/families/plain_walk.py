@@ -9,7 +9,7 @@ from edgelm_converters.families import NotRecognised
 from edgelm_converters.keras_graph import Argument, Constant, Graph, Node, Tensor
 from edgelm_converters.spec import Activation
 
-__all__ = ["Walk", "activation", "operands", "refuse", "scalar"]
+__all__ = ["Walk", "activation", "operands", "reached_from", "refuse", "scalar"]
 
 _ACTIVATIONS: dict[str, Activation] = {"Relu": "relu", "Silu": "silu", "Tanh": "tanh", "Sigmoid": "sigmoid"}
 
@@ -17,21 +17,16 @@ _ACTIVATIONS: dict[str, Activation] = {"Relu": "relu", "Silu": "silu", "Tanh": "
 class Walk:
     """Who uses what in a graph. Only nodes that lead to its output count, and casts between float types do not.
 
-    Raises:
-        NotRecognised: The model has several outputs.
+    Args:
+        graph: The captured model.
+        output_name: Which output to walk to; the others do not count.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        if len(graph.outputs) != 1:
-            raise NotRecognised(
-                f"the model has {len(graph.outputs)} outputs ({', '.join(graph.outputs)}), and a spec has one"
-            )
-        ((self.output_name, output),) = graph.outputs.items()
+    def __init__(self, graph: Graph, output_name: str) -> None:
+        self.output_name = output_name
+        output = graph.outputs[output_name]
         self._output = self.root(output)
-        reached = {output.node}
-        for node in reversed(graph.nodes):  # they stand in the order in which they were called
-            if node in reached:
-                reached.update(tensor.node for tensor in _tensors(node.arguments))
+        reached = reached_from(graph, output)
         self.nodes = tuple(node for node in graph.nodes if node in reached)
         self._users: dict[Tensor, list[Node]] = {}
         self._made: dict[Node, dict[int, Tensor]] = {output.node: {output.index: output}}
@@ -74,6 +69,15 @@ class Walk:
         if node is None or node.kind not in kinds:
             refuse(tensor, words, self.users(tensor))
         return node
+
+
+def reached_from(graph: Graph, tensor: Tensor) -> set[Node]:
+    """Return the nodes that lead to a tensor, its own among them."""
+    reached = {tensor.node}
+    for node in reversed(graph.nodes):  # they stand in the order in which they were called
+        if node in reached:
+            reached.update(source.node for source in _tensors(node.arguments))
+    return reached
 
 
 def refuse(after: Tensor, expected: str, found: tuple[Node, ...]) -> NoReturn:
