@@ -165,6 +165,26 @@ def test_a_run_that_fails_leaves_nothing_to_build_on(program: CausalProgram) -> 
     np.testing.assert_allclose(program.forward(ids[12:20], 12), wanted(random_decoder(), ids[:20])[19], atol=BOUND)
 
 
+def test_a_cache_that_finds_no_memory_leaves_the_older_one(
+    program: CausalProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = tokens(random_decoder(), CONTEXT)
+    program.forward(ids[:8], 0)
+    made: list[int] = []
+
+    def zeros(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == 3:
+            raise MemoryError
+        return np.empty(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_causal.np, "zeros", zeros)
+        with pytest.raises(ExecutionError, match=r"no memory for a cache of 16 positions \(8192 bytes\)"):
+            program.forward(ids[8:9], 8)
+    np.testing.assert_allclose(program.forward(ids[7:8], 7), wanted(random_decoder(), ids[:8])[7], atol=BOUND)
+
+
 def test_a_closed_program_is_not_run(program: CausalProgram) -> None:
     program.close()
     with pytest.raises(ExecutionError, match="This onnx program was closed"):

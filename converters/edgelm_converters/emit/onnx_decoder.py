@@ -80,8 +80,11 @@ def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context
     if spec.decoder.final_norm is not None:
         x = normalise(graph, spec.decoder.final_norm, x, "final_norm")
     graph.rename(_scores(flow, head, x), _LOGITS)
-    signature = _signature(spec)
-    _write(graph, path, spec, signature, context_length)
+    signature = _signature(spec, _cache(spec))
+    metadata = {"edgelm.context_length": str(context_length)}
+    if any(layer.attention.window is not None for layer in layers):
+        metadata["edgelm.onnxruntime"] = _WINDOWS_FROM
+    _write(graph, path, spec, signature, metadata)
     return (signature,)
 
 
@@ -158,35 +161,36 @@ def _scores(flow: DecoderFlow, head: TokenHead, x: str) -> str:
     return graph.node("Reshape", scores, shape, allowzero=1)
 
 
-def _signature(spec: TransformerSpec) -> Signature:
-    """Return how the file is called."""
+def _cache(spec: TransformerSpec) -> CacheRecord:
+    """Return what the keys and values of all layers are called and how large they are."""
     layers = spec.decoder.layers
     attention = layers[0].attention
-    shape = (None, attention.kv_heads, None, cached_width(attention))
+    return CacheRecord(
+        layers=len(layers),
+        inputs=("past_key_values.{i}.key", "past_key_values.{i}.value"),
+        outputs=("present.{i}.key", "present.{i}.value"),
+        shape=(None, attention.kv_heads, None, cached_width(attention)),
+        dtype="float32",
+        length=None,
+    )
+
+
+def _signature(spec: TransformerSpec, cache: CacheRecord) -> Signature:
+    """Return how the file is called."""
     return Signature(
         "main",
         None,
         (Port(_IDS, "int64", (None, None), "token_ids"), Port(_MASK, "int64", (None, None), "padding_mask")),
         (Port(_LOGITS, "float32", (None, None, spec.vocabulary_size), "logits"),),
         kind="decode",
-        cache=CacheRecord(
-            layers=len(layers),
-            inputs=("past_key_values.{i}.key", "past_key_values.{i}.value"),
-            outputs=("present.{i}.key", "present.{i}.value"),
-            shape=shape,
-            dtype="float32",
-            length=None,
-        ),
+        cache=cache,
     )
 
 
-def _write(graph: Graph, path: Path, spec: TransformerSpec, signature: Signature, context_length: int) -> None:
-    cache = signature.cache
-    if cache is None:
-        return
-    axes: dict[str, tuple[str, ...]] = {
-        _MASK: ("batch", "total_sequence"),
-    }
+def _write(graph: Graph, path: Path, spec: TransformerSpec, signature: Signature, metadata: dict[str, str]) -> None:
+    """Write the graph, with the cache and the number of scores among its inputs and outputs."""
+    cache = _cache(spec)
+    axes: dict[str, tuple[str, ...]] = {_MASK: ("batch", "total_sequence")}
     caches: list[list[Port]] = []
     for names, axis in ((cache.inputs, "past_sequence"), (cache.outputs, "present_sequence")):
         ports = [
@@ -196,9 +200,6 @@ def _write(graph: Graph, path: Path, spec: TransformerSpec, signature: Signature
         ]
         axes.update({port.name: ("batch", "kv_heads", axis, "head_width") for port in ports})
         caches.append(ports)
-    metadata = {"edgelm.context_length": str(context_length)}
-    if any(layer.attention.window is not None for layer in spec.decoder.layers):
-        metadata["edgelm.onnxruntime"] = _WINDOWS_FROM
     graph.write(
         path,
         spec.name,

@@ -40,7 +40,7 @@ class DecoderFlow:
         lengths: Index of the last position of each sequence, int32 ``(B,)``.
         total: Positions, those in the cache and the new ones, int32 scalar.
         context_length: Rows of the tables of angles.
-        last: Picks out of rows ``(B*n, …)`` of a width those whose scores are wanted; used in the last layer.
+        counts: The first token whose score is wanted and the end, ``n``: int64 ``(1,)`` both.
     """
 
     weights: DecoderWeights

@@ -12,6 +12,7 @@ Long calls run in chunks of 512 tokens, which bounds those scores: 512 rows of 8
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +172,20 @@ class _OnnxCausal:
         while length < total:
             length = min(2 * length, self._context)
         shape = (1, self._heads, length, self._width)
-        older, self._caches = self._caches, []
+        try:
+            caches: list[Float32] = [np.zeros(shape, np.float32) for _ in self._names]
+        except MemoryError as error:
+            raise ExecutionError(
+                f"There is no memory for a cache of {length} positions ({4 * math.prod(shape) * len(self._names)} bytes): "
+                "use a shorter text, or a smaller model."
+            ) from error
         for index, (past, present) in enumerate(self._names):
-            cache = np.zeros(shape, np.float32)
             if keep:
-                cache[:, :, :keep] = older[index][:, :, :keep]
-            self._binding.bind_input(past, *_CPU, np.float32, shape, cache.ctypes.data)
-            self._binding.bind_output(present, *_CPU, np.float32, shape, cache.ctypes.data)
-            self._caches.append(cache)
+                caches[index][:, :, :keep] = self._caches[index][:, :, :keep]
+            place = caches[index].ctypes.data
+            self._binding.bind_input(past, *_CPU, np.float32, shape, place)
+            self._binding.bind_output(present, *_CPU, np.float32, shape, place)
+        self._caches = caches  # only now: until here the binding points into the older ones
         self._length = length
 
 
