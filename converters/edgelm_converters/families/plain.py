@@ -119,7 +119,7 @@ class _Reader:
         if user := self._user_of(tensor, NORMS):
             final_norm, tensor = self._pieces.norm(user), self._walk.made_by(user)
         if len(self._causal) == len(self._masks) and len(lookups) == 1:
-            scores = token_head(self._walk, self._pieces, tensor, len(embeddings.token))
+            scores = token_head(self._walk, self._pieces, tensor, embeddings.token)
             if scores is not None:
                 return self._language_model(name, token, embeddings, Stack(tuple(layers), final_norm), scores)
         head, pooling_mask = self._head(tensor)

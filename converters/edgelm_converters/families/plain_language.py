@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgelm_converters.families.plain_walk import Walk, activation, reached_from
-from edgelm_converters.keras_graph import Graph, Node, Tensor
+from edgelm_converters.keras_graph import Constant, Graph, Node, Tensor
 from edgelm_converters.keras_pieces import Pieces
-from edgelm_converters.spec import TokenHead
+from edgelm_converters.spec import Float32, TokenHead
 
 __all__ = ["is_reversed", "main_output", "token_head"]
 
@@ -23,7 +25,7 @@ def main_output(graph: Graph) -> str | None:
     return None
 
 
-def token_head(walk: Walk, pieces: Pieces, tensor: Tensor, vocabulary: int) -> TokenHead | None:
+def token_head(walk: Walk, pieces: Pieces, tensor: Tensor, table: Float32) -> TokenHead | None:
     """Return the layer that scores tokens, where it and nothing else comes between `tensor` and the output.
 
     A softmax behind it is left out: whoever generates takes a softmax of the scores itself, at a temperature, and the
@@ -33,21 +35,33 @@ def token_head(walk: Walk, pieces: Pieces, tensor: Tensor, vocabulary: int) -> T
         walk: The graph.
         pieces: Reads layers.
         tensor: What the last layer, or its norm, gives.
-        vocabulary: V, number of rows of the token embedding.
+        table: The token embedding, ``(V, D)``.
     """
     node = walk.single_user(tensor)
-    if node is None or not (_is_dense(node, vocabulary) or is_reversed(node)):
+    tied = node is not None and _is_product_with(table, node)
+    if node is None or not (tied or _is_dense(node, len(table)) or is_reversed(node)):
         return None
     result = walk.made_by(node)
     user = walk.single_user(result)
     if activation(user) == "softmax" and user is not None:
         result = walk.made_by(user)
-    return pieces.token_head(node) if walk.is_output(result) else None
+    if not walk.is_output(result):
+        return None
+    return TokenHead(node.path or "token_scores", table) if tied else pieces.token_head(node)
 
 
 def is_reversed(node: Node) -> bool:
     """Whether a node is a ``ReversibleEmbedding`` that scores, and looks nothing up."""
     return node.kind == "ReversibleEmbedding" and bool(node.arguments["reverse"])
+
+
+def _is_product_with(table: Float32, node: Node) -> bool:
+    """Whether a node is ``matmul(x, transpose(table))``: a tied head, written by hand. The table is a constant there."""
+    if node.kind != "Matmul" or not isinstance(node.arguments["x2"], Constant):
+        return False
+    factor = node.arguments["x2"].value
+    # In mixed precision, the model rounds its table before it multiplies.
+    return factor.shape == table.shape[::-1] and bool(np.array_equal(factor.T, table.astype(factor.dtype)))
 
 
 def _is_dense(node: Node, vocabulary: int) -> bool:

@@ -170,6 +170,24 @@ def test_an_embedding_that_scores(*, tied: bool) -> None:
     assert (spec.head.tokens.soft_cap, spec.max_length) == (2.0, 64)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_by_hand(*, tied: bool) -> None:
+    embedding, other = TokenAndPositionEmbedding(), layers.Embedding(VOCABULARY, WIDTH)
+    other.build((None,))
+
+    class Scores(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return ops.matmul(x, ops.transpose((embedding.token_emb if tied else other).embeddings))
+
+    model = miniature_gpt(embed=embedding, head=Scores(name="scores"))
+    if not tied:
+        assert "found keras.ops Matmul in 'scores'" in str(recognise(model, None).reason)
+        return
+    spec = assert_language_model(model)
+    assert spec.head.tokens is not None
+    assert (spec.head.tokens.name, spec.head.tokens.table is spec.embeddings.token) == ("scores", True)
+
+
 def test_a_norm_before_the_head() -> None:
     model = miniature_gpt(head=lambda x: layers.Dense(VOCABULARY)(layers.LayerNormalization()(x)))
     assert assert_language_model(model).decoder.final_norm is not None
