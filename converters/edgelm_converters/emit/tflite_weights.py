@@ -169,8 +169,9 @@ class Store:
     def _blocks(self, affine: Affine) -> Constant:
         rows, columns = affine.shape
         values, scale = _four_bits(affine.kernel())
+        packed = _pairs(values)
         scales = self.weights.add("float16", scale.shape, lambda: scale)
-        return self.weights.add("int4", (columns, rows), lambda: _pairs(values), scales=scales)
+        return self.weights.add("int4", (columns, rows), lambda: packed, scales=scales)
 
     def _int8_table(self, table: Float32) -> tuple[Constant, Float32]:
         """Return the values of a table ``(V, E)``, and the scale of each row."""
