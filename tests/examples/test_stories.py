@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,8 @@ tokenizers = pytest.importorskip("tokenizers")
 FOLDER = Path(__file__).parents[2] / "examples" / "stories"
 CHECKPOINT = FOLDER / "checkpoint" / "stories260K.bin"
 VOCABULARY = FOLDER / "checkpoint" / "tok512.bin"
+# A folder with stories15M.bin and Llama 2's tokenizer.model, where somebody has them.
+LARGER = Path(os.environ.get("EDGELM_STORIES15M", FOLDER.parents[1] / "build" / "stories15M"))
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, "
     "red ball. She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\""
@@ -120,6 +123,25 @@ def test_the_shipped_files_are_what_the_script_makes(source: Any, script: Module
     assert [tuple(weight.shape) for weight in made.weights] == [tuple(weight.shape) for weight in source.model.weights]
     for one, other in zip(made.get_weights(), source.model.get_weights(), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (LARGER / "stories15M.bin").is_file(), reason="EDGELM_STORIES15M names no folder with stories15M.bin"
+)
+def test_the_larger_model_goes_the_same_way(script: ModuleType, tmp_path: Path) -> None:
+    from edgelm_converters.source import load_source
+
+    script.make(LARGER / "stories15M.bin", LARGER / "tokenizer.model", tmp_path)
+    larger = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert larger.decode(larger.encode(STORY).ids) == STORY
+    ids = larger.encode(STORY).ids
+    assert (ids[0], larger.get_vocab_size()) == (1, 32_000)
+    expected = forward(parse((LARGER / "stories15M.bin").read_bytes()), ids)
+    # As above: 6 layers with sums of 288, of as many terms as there are positions, and of 768.
+    terms = 6 * (4 * 288 + len(ids) + 768) + 288
+    found = scores(load_source(tmp_path / "stories.keras").model, ids)
+    assert np.abs(found - expected).max() <= terms * 2**-24 * np.abs(expected).max()
 
 
 def test_the_readme_shows_the_story() -> None:
