@@ -109,6 +109,31 @@ def test_fills_the_context_to_the_last_position(program: CausalProgram, expected
     assert _agrees(program.forward(IDS[20:25], 20), expected[24])
 
 
+class _OutOfMemory:
+    """A model whose runtime has no memory for another buffer."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def create_input_buffer_by_name(self, signature: str, name: str) -> Any:
+        raise RuntimeError(f"Failed to allocate {name} of {signature}")
+
+
+def test_keeps_its_cache_where_a_longer_one_finds_no_memory(
+    program: Any, expected: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.forward(IDS[:14], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "_model", _OutOfMemory(program._model))
+        with pytest.raises(ExecutionError, match="Failed to allocate kv_cache_k_0 of cache_32_decode"):
+            program.forward(IDS[14:20], 14)
+    assert _agrees(program.forward(IDS[14:16], 14), expected[15])
+    assert _agrees(program.forward(IDS[16:20], 16), expected[19])
+
+
 @pytest.mark.parametrize("recipe", ["fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"])
 def test_every_recipe(recipe: str, tmp_path: Path) -> None:
     from test_emit_tflite_decoder import TOLERANCE as SHARES  # derived there

@@ -4,11 +4,12 @@ Dimensions: ``n`` tokens of the call, ``T`` positions of the cache, ``D`` width,
 heads to a key/value head (``H/K``), ``A`` width of a head. Activations are ``(n, D)``; batch 1.
 
 A cache is ``(1, K, T, A)``. LiteRT-LM's own exporter writes ``(1, T, K, A)``, and takes any: with that order the graph has to
-turn the whole cache around at every token, which takes 15-30 % more of the attention's time (LiteRT 2.3, one AVX-512 core,
-K 3-6, A 48-64, T 512). Values as ``(1, K, A, T)``, and a cache on the left side of the product, were no faster than noise.
+turn the whole cache around at every token, which takes 6-43 % more of the attention's time (LiteRT 2.3, one AVX-512 core,
+K 3-6, A 48-64, T 512-1024, best of 60 runs). Values as ``(1, K, A, T)``, and a cache on
+the left side of the product, were no faster than noise.
 
 XNNPACK has all operators but the gathering of rows, the casts and DYNAMIC_UPDATE_SLICE, which splits the graph once a layer. It
-takes sines and cosines too, and is off by no more than 3e-7 for the angle that it is given: 6 µs for 128 tokens, where a table
+takes sines and cosines too, and is off by no more than 4e-7 for the angle that it is given: 6 µs for 128 tokens, where a table
 of them would weigh ``8 * A/2`` bytes a position.
 """
 
