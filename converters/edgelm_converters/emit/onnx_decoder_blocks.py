@@ -4,7 +4,7 @@ Dimensions: ``B`` sequences, ``n`` new tokens, ``D`` width, ``H`` heads, ``K`` k
 spec, ``A'`` in the file.
 
 Activations are rows ``(B*n, D)``: ONNX Runtime merges additions and norms only in three dimensions, and its merged operators
-are the slower ones. Measured with 1.32, one thread, Zen 4, width 768, in µs for 1 and for 64 rows: addition and RMS norm 2.0
+are the slower ones. Measured with 1.32, one thread, AVX2, width 768, in µs for 1 and for 64 rows: addition and RMS norm 2.0
 and 24, ``SkipSimplifiedLayerNormalization`` 2.1 and 64; addition and layer norm 2.3 and 38, ``SkipLayerNormalization`` 5.7
 and 292.
 
