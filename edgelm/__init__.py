@@ -4,6 +4,8 @@
 >>> edgelm.convert("intents.keras", "intents.edgelm", tokenizer="tokenizer.json")   # on a workstation
 >>> session = edgelm.load("intents.edgelm")                                          # on a device
 >>> session.classify("Where is my card?").label
+>>> for piece in edgelm.load("stories.edgelm").generate("Once upon a time"):          # of a language model
+...     print(piece, end="", flush=True)
 
 Everything is imported on first use: ``import edgelm`` costs a few milliseconds and loads no framework.
 """

@@ -140,7 +140,7 @@ class Generation:
             self._decoding.close()
 
     def abandon(self) -> None:
-        """End the answer as its session was asked for another one; to ask it for more is an error from now on."""
+        """End the answer, as its session needs the turn; to ask it for more is an error from now on."""
         with self._busy:
             self._abandoned = self._decoding.result is None
             self._pieces.close()
@@ -152,7 +152,7 @@ class Generation:
         with self._busy:
             if self._abandoned:
                 raise ExecutionError(
-                    "This answer was ended when the same thread asked its session for another one: "
+                    "This answer was ended, as its session was closed or asked by the same thread for another one: "
                     "read one to its end before the next, or load the bundle twice."
                 )
             self._ticket.thread = threading.current_thread()

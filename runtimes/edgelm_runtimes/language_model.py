@@ -111,7 +111,7 @@ class LanguageModel:
         """End the answer at hand, and give back the memory."""
         self.engine.closed = True
         ticket = Ticket()
-        self.engine.turns.take(ticket, lambda: True)
+        self.engine.turns.take(ticket, lambda: True, at_once=True)
         try:
             self.engine.sequence.program.close()
         finally:

@@ -47,15 +47,21 @@ class Turns:
         self._changed = threading.Condition(threading.RLock())
         self._owner: Ticket | None = None
 
-    def take(self, ticket: Ticket, proceed: Callable[[], bool]) -> bool:
-        """Wait for a turn, and say whether it came before `proceed` said no."""
+    def take(self, ticket: Ticket, proceed: Callable[[], bool], *, at_once: bool = False) -> bool:
+        """Wait for a turn, and say whether it came before `proceed` said no.
+
+        Args:
+            ticket: Who asks.
+            proceed: Asked again and again while it waits.
+            at_once: End the answer of whoever has the turn, after the step that it may be computing.
+        """
         while proceed():
             with self._changed:
                 owner = self._owner
                 if owner is None:
                     self._owner = ticket
                     return True
-                if not owner.abandoned_to(threading.current_thread()):
+                if not at_once and not owner.abandoned_to(threading.current_thread()):
                     self._changed.wait(_LOOK_S)
                     continue
             holder = owner.holder() if owner.holder is not None else None

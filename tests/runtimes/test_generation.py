@@ -419,7 +419,7 @@ class TestThreads:
         next(left)
         assert session.generate([50], max_new_tokens=2).finish().ids == (51, 52)
         assert left.result.finish_reason == "cancelled"
-        with pytest.raises(ExecutionError, match="was ended when the same thread asked"):
+        with pytest.raises(ExecutionError, match="was ended, as its session was closed or asked by the same thread"):
             next(left)
 
     def test_one_whose_thread_has_ended(self, tmp_path: Path) -> None:
@@ -442,6 +442,38 @@ class TestThreads:
         with pytest.raises(ExecutionError, match="This session was closed"):
             session.generate([40])
         session.close()
+
+    @pytest.mark.parametrize("amid", [False, True])
+    def test_closing_ends_another_thread_s_answer(self, tmp_path: Path, amid: bool) -> None:
+        """Whether it rests half read or is computing: its step ends, and no more is begun."""
+        at_work, go, done = threading.Event(), threading.Event(), threading.Event()
+
+        def blocks(ids: Sequence[int]) -> np.ndarray:
+            if amid and len(ids) == 3:
+                at_work.set()
+                go.wait(30)
+            return counts_up(ids)
+
+        session = make_session(tmp_path, blocks)
+        answer = session.generate([40])
+
+        def read() -> None:
+            next(answer)
+            if amid:
+                answer.finish()
+            at_work.set()
+            done.wait(30)  # the thread lives on
+
+        reader, closer = threading.Thread(target=read), threading.Thread(target=session.close)
+        reader.start()
+        assert at_work.wait(30)
+        closer.start()
+        go.set()
+        closer.join(30)
+        assert not closer.is_alive()
+        done.set()
+        reader.join(30)
+        assert answer.result.finish_reason == "cancelled"
 
     def test_nothing_is_kept_alive(self, tmp_path: Path) -> None:
         session = make_session(tmp_path, counts_up)
