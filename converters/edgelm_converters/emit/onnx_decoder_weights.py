@@ -4,8 +4,8 @@ int8 and int4 weights are ``MatMulNBits`` in blocks along the input, whose activ
 block (``accuracy_level`` 4). For int8 the other form is the encoder's, ``DynamicQuantizeLinear`` with an integer product: one
 scale for all activations of a call. Measured with ONNX Runtime 1.32, one thread of an AMD EPYC core with AVX2 and without VNNI
 (``session.x64quantprecision`` set), best ms, a 768×2048 kernel, rows of normal values in which 3 of 768 columns are eight
-times as large. Error: of the product, root mean square, relative; and that of the other 63 tokens where one value of the first is 300,
-as the first token's is in many trained models (Sun et al. 2024, https://arxiv.org/abs/2402.17762):
+times as large. Error: of the product, root mean square, relative; and that of the other 63 tokens where one value of the
+first is 300, as the first token's is in many trained models (Sun et al. 2024, https://arxiv.org/abs/2402.17762):
 
 =============================  =====  =======  ========  =======  =========
 form                           1 row  64 rows  256 rows  error    with 300
