@@ -133,18 +133,17 @@ def ids_source(value: Any) -> str | None:
 def _without_causal(node: Node) -> tuple[list[Mask], bool]:
     """Return the padding masks that an attention mask is made of, and whether a causal one is combined with them."""
     value = node.arguments.get("attention_mask")
-    factors = [] if value is None else _factors(value)
+    if value is None:
+        return [], False
+    factors = _factors(value)
     constants = [factor for factor in factors if isinstance(factor, Constant)]
-    for constant in constants:
-        if not _is_causal(constant, int(node.arguments["query"].shape[1])):
-            raise OtherConstantMask(
-                f"the attention_mask of {node.describe()} is a constant other than the causal one (1 on and below the diagonal)"
-            )
     if not constants:
-        factors = [] if value is None else [value]
-    return [_padding(node, "attention_mask", factor) for factor in factors if not isinstance(factor, Constant)], bool(
-        constants
-    )
+        return [_padding(node, "attention_mask", value)], False  # as a whole: a mask may be combined with itself
+    if not all(_is_causal(constant, int(node.arguments["query"].shape[1])) for constant in constants):
+        raise OtherConstantMask(
+            f"the attention_mask of {node.describe()} is a constant other than the causal one (1 on and below the diagonal)"
+        )
+    return [_padding(node, "attention_mask", factor) for factor in factors if not isinstance(factor, Constant)], True
 
 
 def _factors(value: Any) -> list[Any]:
