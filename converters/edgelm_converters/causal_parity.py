@@ -19,7 +19,7 @@ from edgelm.bundle import Parity, Perplexity
 from edgelm.errors import ConversionError, ParityError
 from edgelm_converters.recipes import Recipe
 
-__all__ = ["Sequences", "Tick", "compare_scores"]
+__all__ = ["Sequences", "Tick", "compare_scores", "surprise"]
 
 Tick = Callable[[int, int], None]
 Float32 = NDArray[np.float32]
@@ -35,18 +35,40 @@ class Sequences:
         source: Where they are from: a file's name, or ``random ids``.
         kind: Whether they are the user's data.
         ids: int32 ``(n,)`` each.
-        scores: float32 ``(n, V)`` each.
+        scores: float32 ``(n, V)`` of the first ones, which are compared score by score; 512 rows of a vocabulary of 50,000 are
+            100 MB, so that the others only count for the perplexity.
+        surprise: Of each sequence, by Keras: see `surprise`.
     """
 
     source: str
     kind: Literal["real", "random"]
     ids: tuple[NDArray[np.int32], ...]
     scores: tuple[Float32, ...]
+    surprise: tuple[float, ...]
 
     @property
     def range(self) -> float:
         """The largest absolute score of all, each row without its mean."""
         return max(float(np.abs(_centred(scores)).max()) for scores in self.scores)
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that were predicted: all but the first of each sequence."""
+        return sum(len(ids) - 1 for ids in self.ids)
+
+
+def surprise(ids: NDArray[np.int32], scores: Float32) -> float:
+    """Return the sum of the negative log-likelihoods, in nats, of the tokens but the first, which nothing predicts.
+
+    Args:
+        ids: int32 ``(n,)``.
+        scores: float32 ``(n, V)``.
+    """
+    rows = np.arange(len(ids) - 1)
+    values = scores[:-1]
+    peak = values.max(axis=-1, keepdims=True, initial=-np.inf)
+    logarithm = peak[:, 0] + np.log(np.exp(values - peak).sum(axis=-1, dtype=np.float64))
+    return float((logarithm - values[rows, ids[1:]]).sum())
 
 
 def compare_scores(
@@ -58,22 +80,22 @@ def compare_scores(
         ParityError: Its scores leave the recipe's bound, or its perplexity rises by more than the recipe allows.
         ConversionError: It answers with NaN or infinity.
     """
-    worst, same, positions = 0.0, 0, 0
-    ours, theirs = _Surprise(), _Surprise()
-    for done, (ids, wanted) in enumerate(zip(sequences.ids, sequences.scores, strict=True), 1):
+    worst, same, positions, surprised = 0.0, 0, 0, 0.0
+    for index, ids in enumerate(sequences.ids):
         found = np.array(program.forward(ids, 0, logits="all"))
         if not np.isfinite(found).all():
             raise ConversionError(
                 f"{program.facts.runtime} answers with NaN or infinity where Keras does not: the file is not usable."
             )
-        worst = max(worst, _difference(found, wanted), *_decoded_differences(program, ids, wanted))
-        same += int((found.argmax(axis=-1) == wanted.argmax(axis=-1)).sum())
-        positions += len(ids)
-        ours.add(ids, found)
-        theirs.add(ids, wanted)
-        tick(done, len(sequences.ids))
+        surprised += surprise(ids, found)
+        if index < len(sequences.scores):
+            wanted = sequences.scores[index]
+            worst = max(worst, _difference(found, wanted), *_decoded_differences(program, ids, wanted))
+            same += int((found.argmax(axis=-1) == wanted.argmax(axis=-1)).sum())
+            positions += len(ids)
+        tick(index + 1, len(sequences.ids))
     parity = Parity(
-        samples=len(sequences.ids),
+        samples=len(sequences.scores),
         inputs=sequences.kind,
         max_abs_error=worst,
         reference_range=sequences.range,
@@ -83,9 +105,11 @@ def compare_scores(
         agreement_bound=None,
         reason=recipe.reason,
     )
+    count = sequences.predicted
     perplexity = None
-    if sequences.kind == "real" and theirs.count:
-        perplexity = Perplexity(sequences.source, theirs.count, theirs.perplexity, ours.perplexity)
+    if sequences.kind == "real" and count:
+        keras, artifact = (float(np.exp(total / count)) for total in (sum(sequences.surprise), surprised))
+        perplexity = Perplexity(sequences.source, count, keras, artifact)
     _enforce(parity, perplexity, recipe, program)
     return parity, perplexity
 
@@ -112,27 +136,6 @@ def _centred(scores: Float32) -> NDArray[np.float64]:
     values = scores.astype(np.float64)
     centred: NDArray[np.float64] = values - values.mean(axis=-1, keepdims=True)
     return centred
-
-
-class _Surprise:
-    """Sums up how unlikely a model finds each next token."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._total = 0.0
-
-    def add(self, ids: NDArray[np.int32], scores: Float32) -> None:
-        """Take in the tokens of one sequence but the first, which nothing predicts."""
-        values = scores[:-1].astype(np.float64)
-        peak = values.max(axis=-1, keepdims=True, initial=-np.inf)
-        logarithm = peak[:, 0] + np.log(np.exp(values - peak).sum(axis=-1))
-        self._total += float((logarithm - values[np.arange(len(ids) - 1), ids[1:]]).sum())
-        self.count += len(ids) - 1
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean negative log-likelihood."""
-        return float(np.exp(self._total / self.count))
 
 
 def _enforce(parity: Parity, perplexity: Perplexity | None, recipe: Recipe, program: CausalProgram) -> None:

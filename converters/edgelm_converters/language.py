@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import Artifact, GenerationRecord, GoldenCase, Parity, Perplexity, RuntimeRecord, Signature
 from edgelm.bundle.manifest import Format
 from edgelm.errors import ConversionError, ExecutionError, InputError, RuntimeUnavailableError
-from edgelm_converters.causal_parity import Sequences, compare_scores
+from edgelm_converters.causal_parity import Sequences, compare_scores, surprise
 from edgelm_converters.causal_reference import Scores
 from edgelm_converters.data import Dataset
 from edgelm_converters.recipes import Recipe
@@ -38,9 +39,11 @@ __all__ = [
 LANGUAGE_TARGETS: dict[Format, str] = {"tflite": "litert", "onnx": "onnx", "litertlm": "litert"}
 
 _DEFAULT_CONTEXT = 1024
-# Keras scores a sequence at once: 512 tokens of a vocabulary of 50,000 are 100 MB.
-_LONGEST_SEQUENCE = 320
-_MOST_SEQUENCES = 32
+_LONGEST_SEQUENCE = 320  # past the shortest of several caches
+_MOST_SEQUENCES = (
+    16  # 5,000 tokens: a perplexity to half a percent or so, and a minute of Keras for 135 million weights
+)
+_SCORE_BYTES = 150 * 2**20  # of Keras's scores, kept to be compared one by one
 _RANDOM_LENGTHS = (1, 2, 9, 33, 70)
 _SEED = 20
 _GOLDEN_CASES = 4
@@ -101,7 +104,7 @@ def make_sequences(
 ) -> Sequences:
     """Return sequences to compare on, with Keras's scores: of the user's texts, or random valid ids.
 
-    Texts are encoded one by one, and cut into pieces of at most 320 tokens; the first 32 pieces are used.
+    Texts are encoded one by one, and cut into pieces of at most 320 tokens; the first 16 pieces are used.
 
     Raises:
         InputError: The data hold no texts, or give no sequence of two tokens.
@@ -112,18 +115,23 @@ def make_sequences(
         if dataset is None
         else _text_ids(dataset, model.tokenizer, longest)
     )
-    found = []
+    kept: list[NDArray[np.float32]] = []
+    surprises = []
     for done, sequence in enumerate(ids, 1):
-        found.append(scores(sequence))
+        found = scores(sequence)
+        surprises.append(surprise(sequence, found))
+        if len(kept) == done - 1 and (not kept or sum(rows.nbytes for rows in (*kept, found)) <= _SCORE_BYTES):
+            kept.append(found)
         tick(done, len(ids))
     source = "random ids" if dataset is None else dataset.name
-    return Sequences(source, "random" if dataset is None else "real", tuple(ids), tuple(found))
+    return Sequences(source, "random" if dataset is None else "real", tuple(ids), tuple(kept), tuple(surprises))
 
 
 def _random_ids(vocabulary: int, longest: int) -> list[NDArray[np.int32]]:
     generator = np.random.default_rng(_SEED)
     lengths = sorted({min(length, longest) for length in (*_RANDOM_LENGTHS, longest)})
-    return [generator.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
+    # Id 0 stays out: a Keras model with mask_zero takes it for padding, in the middle of a text too.
+    return [generator.integers(min(1, vocabulary - 1), vocabulary, length).astype(np.int32) for length in lengths]
 
 
 def _text_ids(dataset: Dataset, tokenizer: Tokenizer | None, longest: int) -> list[NDArray[np.int32]]:
@@ -163,37 +171,77 @@ def make_language_artifacts(
     """
     made: dict[Format, Artifact] = {}
     for target in targets:
-        if target == "onnx":
-            made[target] = _make_onnx(model, folder, sets, progress)
-        elif "tflite" not in made:  # LiteRT-LM's container is made of it
-            made["tflite"] = _make_tflite(model, folder, sets, progress)
-    if "litertlm" in targets:
-        made["litertlm"] = _make_litertlm(model, folder, made["tflite"], progress)
-        if "tflite" not in targets:
-            (folder / made.pop("tflite").file).unlink()
+        make = {"tflite": _make_tflite, "onnx": _make_onnx, "litertlm": _make_litertlm}[target]
+        made[target] = make(model, folder, sets, progress)
     return tuple(made[target] for target in LANGUAGE_TARGETS if target in made)
 
 
 def _make_tflite(model: LanguageModel, folder: Path, sets: Sequence[Sequences], progress: Progress) -> Artifact:
-    from edgelm_converters.emit.tflite import operator_histogram
-    from edgelm_converters.emit.tflite_decoder import (
-        default_caches,
-        default_prefill,
-        default_verify,
-        emit_tflite_decoder,
-    )
+    from edgelm_converters.emit.tflite_decoder import default_caches, default_verify
 
     context = model.generation.context_length
     caches = model.caches or default_caches(context)
-    prefill = model.prefill or default_prefill(context)
-    path = folder / "model.tflite"
-    progress("Writing tflite", 0, 1)
+    return _write_tflite(model, folder / "model.tflite", caches, default_verify(context), sets, progress)
+
+
+def _make_litertlm(model: LanguageModel, folder: Path, sets: Sequence[Sequences], progress: Progress) -> Artifact:
+    """Write LiteRT-LM's container, around a TFLite file that has nothing but the signatures which LiteRT-LM calls.
+
+    With the others, the shorter caches and the scores of several tokens, it took 9 MB more memory (15 million weights, int8).
+    """
+    from edgelm_converters.emit.litertlm import write_litertlm
+
+    if model.tokenizer is None:
+        raise ConversionError(
+            "A .litertlm file holds its tokenizer, and this model has none: give one with --tokenizer, or convert with "
+            "--to tflite --to onnx."
+        )
+    path, inside = folder / "model.litertlm", folder / "litertlm.tflite"
+    try:
+        made = _write_tflite(model, inside, (model.generation.context_length,), (), sets[:1], progress)
+        write_litertlm(
+            path,
+            tflite=inside,
+            tokenizer=folder / "tokenizer.json",
+            generation=model.generation,
+            chat_template=model.chat_template,
+        )
+    finally:
+        inside.unlink(missing_ok=True)
+    reason = f"the TFLite file inside was verified in litert {made.runtimes[0].version}"
+    return dataclasses.replace(
+        made,
+        format="litertlm",
+        file=path.name,
+        size_bytes=path.stat().st_size,
+        runtimes=(RuntimeRecord("litert-lm", "untested", None, reason),),
+    )
+
+
+def _write_tflite(
+    model: LanguageModel,
+    path: Path,
+    caches: tuple[int, ...],
+    verify: tuple[int, ...],
+    sets: Sequence[Sequences],
+    progress: Progress,
+) -> Artifact:
+    from edgelm_converters.emit.tflite import operator_histogram
+    from edgelm_converters.emit.tflite_decoder import decoder_notes, default_prefill, emit_tflite_decoder
+
+    target: Format = "tflite" if path.stem == "model" else "litertlm"
+    progress(f"Writing {target}", 0, 1)
     signatures = emit_tflite_decoder(
-        model.spec, path, recipe=model.recipe.name, caches=caches, prefill=prefill,
-        verify=default_verify(context),
-    )  # fmt: skip
-    progress("Writing tflite", 1, 1)
-    return _verified("tflite", path, signatures, operator_histogram(path), model, sets, progress)
+        model.spec,
+        path,
+        recipe=model.recipe.name,
+        caches=caches,
+        prefill=model.prefill or default_prefill(model.generation.context_length),
+        verify=verify,
+    )
+    progress(f"Writing {target}", 1, 1)
+    artifact = _verified(target, path, signatures, operator_histogram(path), model, sets, progress)
+    return dataclasses.replace(artifact, notes=decoder_notes(model.spec, model.recipe.name))
 
 
 def _make_onnx(model: LanguageModel, folder: Path, sets: Sequence[Sequences], progress: Progress) -> Artifact:
@@ -205,45 +253,15 @@ def _make_onnx(model: LanguageModel, folder: Path, sets: Sequence[Sequences], pr
     path = folder / "model.onnx"
     progress("Writing onnx", 0, 1)
     signatures = emit_onnx_decoder(model.spec, path, recipe=model.recipe.name, context_length=context)
+    notes: tuple[str, ...] = ()
     if model.tokenizer is not None:
-        write_genai(folder, model.spec, model.generation, context_length=context)
+        notes = write_genai(folder, model.spec, model.generation, context_length=context)
     progress("Writing onnx", 1, 1)
-    return _verified("onnx", path, signatures, operator_histogram(path), model, sets, progress)
-
-
-def _make_litertlm(model: LanguageModel, folder: Path, tflite: Artifact, progress: Progress) -> Artifact:
-    """Wrap the TFLite file, whose numbers were just verified."""
-    from edgelm_converters.emit.litertlm import write_litertlm
-
-    tokenizer = folder / "tokenizer.json"
+    artifact = _verified("onnx", path, signatures, operator_histogram(path), model, sets, progress)
     if model.tokenizer is None:
-        raise ConversionError(
-            "A .litertlm file holds its tokenizer, and this model has none: give one with --tokenizer, or convert with "
-            "--to tflite --to onnx."
-        )
-    path = folder / "model.litertlm"
-    progress("Writing litertlm", 0, 1)
-    write_litertlm(
-        path,
-        tflite=folder / tflite.file,
-        tokenizer=tokenizer,
-        generation=model.generation,
-        chat_template=model.chat_template,
-    )
-    progress("Writing litertlm", 1, 1)
-    own = tuple(signature for signature in tflite.signatures if signature.name.split("_")[0] in ("prefill", "decode"))
-    return Artifact(
-        format="litertlm",
-        file=path.name,
-        data_files=(),
-        size_bytes=path.stat().st_size,
-        signatures=own,
-        runtimes=(RuntimeRecord("litert-lm", "untested", None, "the TFLite file inside was verified in litert"),),
-        parity=tflite.parity,
-        accuracy=None,
-        operators=tflite.operators,
-        perplexity=tflite.perplexity,
-    )
+        return artifact
+    genai = RuntimeRecord("onnxruntime-genai", "untested", None, "the file itself was verified in onnx")
+    return dataclasses.replace(artifact, runtimes=(*artifact.runtimes, genai), notes=notes)
 
 
 def _verified(
@@ -276,17 +294,13 @@ def _verified(
     finally:
         program.close()
     data_files = tuple(sorted(file.name for file in path.parent.glob(f"{path.name}.*")))
-    others = {"onnx": "onnxruntime-genai"}
-    runtimes = [RuntimeRecord(runtime, "verified", version)]
-    if target in others and model.tokenizer is not None:
-        runtimes.append(RuntimeRecord(others[target], "untested", None, "the file itself was verified in onnx"))
     return Artifact(
         format=target,
         file=path.name,
         data_files=data_files,
         size_bytes=sum((path.parent / name).stat().st_size for name in (path.name, *data_files)),
         signatures=signatures,
-        runtimes=tuple(runtimes),
+        runtimes=(RuntimeRecord(runtime, "verified", version),),
         parity=results[0][0],
         accuracy=None,
         operators=operators,

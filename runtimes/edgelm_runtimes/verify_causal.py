@@ -37,9 +37,8 @@ def causal_answers(
         for first in dict.fromkeys((0, len(ids) - 1, max(len(ids) - 4, 0))):
             if first:
                 program.forward(ids[:first], 0, logits="none")
-            if first == 0:
-                yield program.forward(ids, 0, logits="last"), wanted
-                continue
-            for at in range(first, len(ids)):
-                scores = program.forward(ids[at : at + 1], at, logits="last")
-            yield scores, wanted
+            single = range(first, len(ids) - 1) if first else ()
+            for at in single:
+                program.forward(ids[at : at + 1], at, logits="last")
+            start = len(ids) - 1 if first else 0
+            yield program.forward(ids[start:], start, logits="last"), wanted

@@ -21,6 +21,7 @@ What LiteRT-LM 0.18 needs, found by trying and proved by the tests:
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def write_litertlm(
         chat_template: Jinja source that turns messages into a prompt. None: the messages are the prompt, as they are.
 
     Raises:
-        ConversionError: There is no stop token, or the tokenizer does not know it.
+        ConversionError: There is no stop token, the tokenizer does not know it, or the start token has no text.
         MissingPackageError: The package litert-lm-builder is not installed.
     """
     try:
@@ -79,7 +80,9 @@ def write_litertlm(
         file = builder.LitertLmFileBuilder()
         file.add_system_metadata(builder.Metadata("Authors", "edgelm", builder.DType.STRING))
         file.add_llm_metadata(str(metadata), supports_thinking=False, supports_function_calling=False)
-        file.add_hf_tokenizer(str(tokenizer))
+        own = Path(folder) / "tokenizer.json"
+        own.write_text(_with_start(Tokenizer.from_file(str(tokenizer)), generation), encoding="utf-8")
+        file.add_hf_tokenizer(str(own))
         # Otherwise LiteRT-LM computes in float16 where it can, which nobody verified. As further metadata, since the builder
         # prints what it is given as `prefer_activation_type`.
         exact = builder.Metadata("prefer_activation_type", "fp32", builder.DType.STRING)
@@ -107,6 +110,36 @@ def _template(generation: GenerationRecord, tokenizer: Path, chat_template: str 
     # LiteRT-LM puts the start token in front by itself.
     names = f"{{%- set bos_token = '' -%}}\n{{%- set eos_token = {json.dumps(stop)} -%}}\n"
     return names + _STRINGS + (_PLAIN if chat_template is None else chat_template)
+
+
+def _with_start(tokenizer: Tokenizer, generation: GenerationRecord) -> str:
+    """Return the tokenizer as JSON, with a decoder that writes the start token out.
+
+    LiteRT-LM finds the start token by what the decoder makes of it. Where that leaves control pieces out, as those of
+    SentencePiece, LiteRT-LM puts nothing in front of a prompt, and says nothing.
+
+    Raises:
+        ConversionError: The decoder writes something else for the start token.
+    """
+    start = generation.start_id
+    data = json.loads(tokenizer.to_str())
+    if start is None or _writes_out(tokenizer, start):
+        return tokenizer.to_str()
+    spared = f"(?!\\A{re.escape(tokenizer.id_to_token(start) or '')}\\z)"
+    for step in (data.get("decoder") or {}).get("decoders", ()):
+        if step["type"] == "Replace" and step["content"] == "" and "Regex" in step["pattern"]:
+            step["pattern"]["Regex"] = spared + step["pattern"]["Regex"]
+    text = json.dumps(data, ensure_ascii=False)
+    if not _writes_out(Tokenizer.from_str(text), start):
+        raise ConversionError(
+            f"LiteRT-LM finds the start token {tokenizer.id_to_token(start)!r} by its text, and the tokenizer's decoder writes "
+            "another one: leave out --to litertlm."
+        )
+    return text
+
+
+def _writes_out(tokenizer: Tokenizer, token: int) -> bool:
+    return bool(tokenizer.decode([token], skip_special_tokens=False) == tokenizer.id_to_token(token))
 
 
 def _metadata(generation: GenerationRecord, template: str) -> Any:
