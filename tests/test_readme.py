@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 pytestmark = [pytest.mark.needs_tensorflow, pytest.mark.slow]
 
 
-def test_every_edgelm_command_and_the_python_block_run(tmp_path: Path) -> None:
+def test_every_edgelm_command_and_the_python_blocks_run(tmp_path: Path) -> None:
     pytest.importorskip("keras")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     bin_folder = Path(sys.executable).parent
@@ -30,10 +30,14 @@ def test_every_edgelm_command_and_the_python_block_run(tmp_path: Path) -> None:
             ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("change_pin ")
+    printed = []
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    classified, told = printed
+    assert classified.startswith("change_pin ")
+    assert "there was a little girl named Lily" in told
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
