@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edgelm_runtimes.classification import Classification, Timing
 from edgelm_runtimes.conversation import Conversation
-from edgelm_runtimes.generation import Generation, GenerationResult, SpeculationCounts
+from edgelm_runtimes.generation import Generation
+from edgelm_runtimes.generation_result import GenerationResult, SpeculationCounts
 from edgelm_runtimes.generation_settings import GenerateOptions
 from edgelm_runtimes.registry import RuntimeState, available
 from edgelm_runtimes.session import Session, load

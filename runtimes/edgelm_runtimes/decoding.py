@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import ExecutionError
 from edgelm_runtimes.detokenize import Detokenizer
-from edgelm_runtimes.generation import FinishReason, GenerationResult, SpeculationCounts
+from edgelm_runtimes.generation_result import FinishReason, GenerationResult, SpeculationCounts
 from edgelm_runtimes.generation_settings import GenerationSettings
 from edgelm_runtimes.prompt import fit
 from edgelm_runtimes.sequence import CachedSequence

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
-from edgelm.bundle import GenerationRecord
+from edgelm.bundle import GenerationRecord, Manifest
 from edgelm.errors import InputError
 from edgelm_runtimes.prompt import Window, kept_from_start
 from edgelm_runtimes.sampling import Sampling
 
-if TYPE_CHECKING:
-    from edgelm_runtimes.session import Session
-
-__all__ = ["DEFAULT_NEW_TOKENS", "GenerateOptions", "GenerationSettings", "Speculate", "resolve"]
+__all__ = ["DEFAULT_NEW_TOKENS", "DraftSession", "GenerateOptions", "GenerationSettings", "Speculate", "resolve"]
 
 # About 200 English words: an answer to most questions, and an end for a model that never stops by itself.
 DEFAULT_NEW_TOKENS = 256
 
 Speculate = Literal["off", "prompt-lookup"]
+
+
+class DraftSession(Protocol):
+    """A session with a smaller model, which guesses: what `edgelm.load` gives for its bundle."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What its bundle says about itself."""
+        ...
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -58,7 +64,7 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     deadline_ms: float | None
     window: Window | None
-    speculate: Speculate | Session | None
+    speculate: Speculate | DraftSession | None
 
 
 @dataclass(frozen=True)

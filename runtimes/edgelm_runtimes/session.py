@@ -266,8 +266,12 @@ class Session:
             )
         others = {name: value for name, value in options.items() if name != "speculate"}
         guess = options.get("speculate")
-        if not isinstance(guess, Session):
+        if guess is None or isinstance(guess, str):
             return self._language, guess, others
+        if not isinstance(guess, Session):
+            raise InputError(
+                f"speculate is {guess!r}, and has to be 'off', 'prompt-lookup', or a session of a smaller model."
+            )
         guess._check_open()
         if guess._language is None:
             raise InputError(f"speculate is a session of '{guess.manifest.name}', which does not generate.")
