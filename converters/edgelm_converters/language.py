@@ -310,7 +310,7 @@ def _verified(
 
 def golden_cases(sequences: Sequences, tokenizer: Tokenizer | None) -> list[GoldenCase]:
     """Choose a few sequences, short to long, with Keras's scores after their last token: a device checks itself with them."""
-    order = sorted(range(len(sequences.ids)), key=lambda index: len(sequences.ids[index]))
+    order = sorted(range(len(sequences.scores)), key=lambda index: len(sequences.ids[index]))
     picked = sorted({order[int(place)] for place in np.linspace(0, len(order) - 1, _GOLDEN_CASES)})
     cases = []
     for index in picked:

@@ -124,6 +124,21 @@ def test_every_recipe_states_its_perplexity(recipe: str, stories: Any, tmp_path:
     assert max(sizes) < 0.75 * 4 * made.manifest.model.parameters
 
 
+def test_scores_that_would_take_too_much_memory_count_for_the_perplexity_alone(
+    stories: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_converters.language._SCORE_BYTES", 1)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a cat.\nThe dog was big.\nTom had a red ball.\n")
+    made = convert(stories, tmp_path / "m.edgelm", recipe="fp32", sequence_length=64, validation=text, to=["onnx"])
+    (artifact,) = made.manifest.artifacts
+    assert artifact.parity.samples == 1
+    assert artifact.perplexity is not None
+    encoded = [stories.preprocessor.tokenizer.tokenize(line) for line in text.read_text().splitlines()]
+    assert artifact.perplexity.tokens == sum(len(ids) for ids in encoded)  # the start token is not predicted
+    assert edgelm_runtimes.verify(made.path).passed
+
+
 def test_a_lie_is_not_written(stories: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgelm_converters import language_bundle
 
