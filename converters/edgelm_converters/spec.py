@@ -23,6 +23,7 @@ __all__ = [
     "Embeddings",
     "FeedForward",
     "Float32",
+    "Grid",
     "Head",
     "HeadLayer",
     "Layer",
@@ -43,12 +44,32 @@ Output = Literal["logits", "probabilities", "sigmoid", "embedding", "raw"]
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """The grid that a kernel ``(in, out)`` lies on already: an artifact in 4 bits stores exactly these steps.
+
+    Each run of ``in / blocks`` inputs has a scale: ``kernel.T == steps * scale``, steps whole numbers in [-8, 7].
+
+    Attributes:
+        scale: float32 ``(out, blocks)``, above 0 and with no more than 8 significant bits, as XNNPACK computes with them.
+    """
+
+    scale: Float32
+
+
+@dataclass(frozen=True, eq=False)
 class Linear:
-    """``y = x @ kernel + bias``; kernel ``(in, out)``, bias ``(out,)`` or None."""
+    """``y = x @ kernel + bias``; kernel ``(in, out)``, bias ``(out,)`` or None.
+
+    Attributes:
+        grid: Where the kernel was rounded to 4 bits already.
+        least_bits: 8 where a recipe of 4 bits stores this one in 8.
+    """
 
     name: str
     kernel: Float32
     bias: Float32 | None
+    grid: Grid | None = None
+    least_bits: Literal[4, 8] = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +134,18 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
-    """``down(activation(up(x)))``, or ``down(activation(gate(x)) * up(x))`` where there is a gate."""
+    """``down(activation(up(x)))``, or ``down(activation(gate(x)) * up(x))`` where there is a gate.
+
+    Attributes:
+        turn: ``(b, b)``, orthogonal: each run of b inner channels is multiplied with it before `down`, whose kernel undoes it
+            (`edgelm_converters.rotation`). None where there is none, as in every model that was just read.
+    """
 
     activation: Activation
     up: Linear
     down: Linear
     gate: Linear | None = None
+    turn: Float32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,19 +208,22 @@ class HeadLayer:
 
 @dataclass(frozen=True, eq=False)
 class TokenHead:
-    """What makes a score for every token of the vocabulary: ``cap(x @ table^T + bias)``.
+    """What makes a score for every token of the vocabulary: ``cap(x @ table^T + bias)``; x is ``x + mixing(x)`` before.
 
     Attributes:
         name: Path of the Keras layer.
         table: ``(V, D)``: the very array of `Embeddings.token` where the two are tied.
         bias: ``(V,)`` or None.
         soft_cap: ``cap(x) = soft_cap * tanh(x / soft_cap)``; None where there is none.
+        mixing: ``(D, D)``, small beside the identity: what is left of the last norm's gamma in a rotated model
+            (`edgelm_converters.rotation`). None where there is none, as in every model that was just read.
     """
 
     name: str
     table: Float32
     bias: Float32 | None = None
     soft_cap: float | None = None
+    mixing: Linear | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ def forward(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float6
             x = _norm(stack.final_norm, x)
     if spec.head.tokens is not None:
         head = spec.head.tokens
+        x = x if head.mixing is None else x + _linear(head.mixing, x)
         scores = x @ head.table.astype(np.float64).T
         return _cap(head.soft_cap, scores if head.bias is None else scores + head.bias)
     x = _pool(spec, x, real)
@@ -121,6 +122,9 @@ def _feed_forward(feed_forward: FeedForward, x: Float64) -> Float64:
         hidden = _activate(feed_forward.activation, hidden)
     else:
         hidden = _activate(feed_forward.activation, _linear(feed_forward.gate, x)) * hidden
+    if feed_forward.turn is not None:
+        runs = hidden.reshape(*hidden.shape[:-1], -1, len(feed_forward.turn))
+        hidden = (runs @ feed_forward.turn.astype(np.float64)).reshape(hidden.shape)
     return _linear(feed_forward.down, hidden)
 
 

@@ -13,7 +13,7 @@ from edgelm.errors import ConversionError
 from edgelm_converters.emit.quantize import Int8
 from edgelm_converters.spec import Float32
 
-__all__ = ["quantize_blocks"]
+__all__ = ["choose_scales", "quantize_blocks", "round_scale", "round_to"]
 
 # Candidates for a block's scale, as shares of the one that just holds its largest value. A smaller one cuts that value and
 # serves the many others better: on normally distributed weights the squared error of 4-bit blocks of 32 falls by 29 %.
@@ -54,6 +54,31 @@ def quantize_blocks(kernel: Float32, *, bits: int, block: int, positive: bool) -
         values[rows] = steps.reshape(-1, inputs)
         scale[rows] = scales.reshape(-1, inputs // block)
     return values, scale
+
+
+def choose_scales(kernel: Float32, block: int) -> Float32:
+    """Return the scales of a kernel ``(I, O)`` in 4-bit blocks, ``(O, I / block)``, as XNNPACK computes with them.
+
+    It uses the first 8 bits of a scale, which is above 0: `quantize_blocks`' choice, rounded to that.
+    """
+    _, best = quantize_blocks(kernel, bits=4, block=block, positive=True)
+    return round_scale(best)
+
+
+def round_scale(scale: Float32) -> Float32:
+    """Round to 8 significant bits, as bfloat16 has them: add half of the last one, cut the rest off."""
+    return ((scale.view(np.uint32) + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def round_to(kernel: Float32, scale: Float32) -> Int8:
+    """Return the 4-bit steps of a kernel ``(I, O)`` for given scales ``(O, blocks)``: int8 ``(O, I)`` in [-8, 7]."""
+    inputs, outputs = kernel.shape
+    values = np.empty((outputs, inputs), np.int8)
+    for start in range(0, outputs, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        blocks = np.ascontiguousarray(kernel[:, part].T).reshape(-1, scale.shape[1], inputs // scale.shape[1])
+        values[part] = np.clip(np.rint(blocks / scale[part, :, None]), -8, 7).reshape(-1, inputs)
+    return values
 
 
 def _best(blocks: Float32, bits: int, *, positive: bool) -> tuple[Int8, Float32]:

@@ -152,6 +152,8 @@ def _embed(flow: DecoderFlow, spec: TransformerSpec) -> str:
 def _scores(flow: DecoderFlow, head: TokenHead, x: str) -> str:
     """Return the scores ``(B, logits_count, V)`` of rows `x` ``(B*logits_count, D)``."""
     graph = flow.graph
+    if head.mixing is not None:
+        x = graph.node("Add", x, flow.weights.linear(x, head.mixing))
     scores = flow.weights.scores(x, head)
     if head.soft_cap is not None:
         cap = graph.constant(float(head.soft_cap))

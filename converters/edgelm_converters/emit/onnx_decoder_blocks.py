@@ -193,7 +193,9 @@ def _joined(
         return np.concatenate([arrange(linear.kernel, places) for linear, places in parts], axis=1)
 
     width = sum(linear.kernel.shape[1] // A * (A if places is None else len(places)) for linear, places in parts)
-    kernel = Kernel(f"{attention.query.name}+key+value/kernel", (sources[0].shape[0], width), sources, form, make)
+    name = f"{attention.query.name}+key+value/kernel"
+    least_bits = max(linear.least_bits for linear in linears)
+    kernel = Kernel(name, (sources[0].shape[0], width), sources, form, make, _joined_scale(parts, A), least_bits)
     bias = None
     if any(linear.bias is not None for linear in linears):
         biases = [
@@ -209,8 +211,23 @@ def _joined(
     return flow.weights.product(x, kernel, bias)
 
 
+def _joined_scale(parts: tuple[tuple[Linear, Places | None], ...], head_dim: int) -> Float32 | None:
+    """Return the scales ``(out, blocks)`` of kernels side by side, if all of them were rounded; 1 where zeros are filled in."""
+    scales = []
+    for linear, places in parts:
+        if linear.grid is None:
+            return None
+        scale = linear.grid.scale
+        scales.append(scale if places is None else _arranged(scale.T, head_dim, places).T)
+    joined = np.concatenate(scales)
+    return np.where(joined == 0, np.float32(1), joined)
+
+
 def _output_kernel(attention: Attention) -> Kernel:
-    """Return the output's kernel, with rows of zeros where heads are filled up."""
+    """Return the output's kernel, with rows of zeros where heads are filled up.
+
+    Those move its values into other blocks than they were rounded in: 8 bits then keep what was rounded to 4.
+    """
     _, kept = _places(attention)
     plain = linear_kernel(attention.output)
     A = attention.head_dim
@@ -218,7 +235,9 @@ def _output_kernel(attention: Attention) -> Kernel:
         return plain
     kernel = attention.output.kernel
     shape = attention.heads * len(kept), kernel.shape[1]
-    return Kernel(plain.name, shape, (kernel,), f"filled up {A}", lambda: _arranged(kernel.T, A, kept).T)
+    least_bits = plain.least_bits if attention.output.grid is None else 8
+    form = f"filled up {A}"
+    return Kernel(plain.name, shape, (kernel,), form, lambda: _arranged(kernel.T, A, kept).T, least_bits=least_bits)
 
 
 def _bias(graph: Graph, linear: Linear) -> str | None:
@@ -275,4 +294,10 @@ def _feed_forward(flow: DecoderFlow, feed_forward: FeedForward, x: str) -> str:
     else:
         gate = weights.linear(x, feed_forward.gate)
         hidden = graph.node("Mul", activate(graph, feed_forward.activation, gate), up)
+    if feed_forward.turn is not None:
+        turn, width = feed_forward.turn, feed_forward.down.kernel.shape[0]
+        runs = graph.node("Reshape", hidden, graph.constant([-1, len(turn)]))
+        hidden = graph.node(
+            "Reshape", graph.node("MatMul", runs, graph.tensor(turn, "turn")), graph.constant([-1, width])
+        )
     return weights.linear(hidden, feed_forward.down)

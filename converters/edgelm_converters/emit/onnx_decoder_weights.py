@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
-from edgelm_converters.emit.blocks import quantize_blocks
+from edgelm_converters.emit.blocks import quantize_blocks, round_to
 from edgelm_converters.emit.onnx_file import LazyArray
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.onnx_weights import FLOAT
@@ -58,6 +58,8 @@ class Kernel:
         sources: The spec's arrays that it is made of.
         form: How it is made of them: the same sources in the same form are stored once.
         make: Returns it.
+        scale: Of a kernel that was rounded to 4 bits before, float32 ``(out, blocks)``; None where it was not.
+        least_bits: 8 where a recipe of 4 bits stores it in 8.
     """
 
     name: str
@@ -65,12 +67,16 @@ class Kernel:
     sources: tuple[Float32, ...]
     form: str
     make: Callable[[], Float32]
+    scale: Float32 | None = None
+    least_bits: int = 4
 
 
 def linear_kernel(linear: Linear) -> Kernel:
     """Return a layer's kernel as it is."""
     kernel = linear.kernel
-    return Kernel(f"{linear.name}/kernel", (kernel.shape[0], kernel.shape[1]), (kernel,), "as is", lambda: kernel)
+    shape = kernel.shape[0], kernel.shape[1]
+    scale = None if linear.grid is None else linear.grid.scale
+    return Kernel(f"{linear.name}/kernel", shape, (kernel,), "as is", lambda: kernel, scale, linear.least_bits)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class DecoderWeights:
     def product(self, x: str, kernel: Kernel, bias: str | None) -> str:
         """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)`` and the tensor `bias` ``(out,)``."""
         if self.recipe in (_INT8, _INT4) and worth_quantizing(kernel.shape):
-            bits = 4 if self.recipe == _INT4 else 8
+            bits = 4 if self.recipe == _INT4 and kernel.least_bits == 4 else 8
             values, scale, block = self._blocks(kernel, bits)
             return self._nbits(x, values, scale, bias, kernel.shape, bits, block)
         return self.graph.node("Gemm", x, self._float(kernel), *(() if bias is None else (bias,)))
@@ -185,7 +191,7 @@ class DecoderWeights:
         made = kernel.make()
         if inputs % block:
             made = np.pad(made, ((0, -inputs % block), (0, 0)))
-        values, scale = _pack_int4(made, block) if bits == 4 else _pack_int8(made, block)
+        values, scale = _pack_int4(made, block, kernel.scale) if bits == 4 else _pack_int8(made, block)
         return (
             graph.tensor(values, kernel.name, *kernel.sources, form=forms[0]),
             graph.tensor(scale, f"{kernel.name}/scale", *kernel.sources, form=forms[1]),
@@ -201,9 +207,18 @@ def _pack_int8(kernel: Float32, block: int) -> tuple[NDArray[np.uint8], Float32]
     return values.reshape(outputs, -1, block), scale.reshape(outputs, -1)
 
 
-def _pack_int4(kernel: Float32, block: int) -> tuple[NDArray[np.uint8], Float32]:
-    """Return values around 8, two a byte with the first in the low half, ``(out, blocks, b / 2)``; scales ``(out, blocks)``."""
-    steps, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+def _pack_int4(kernel: Float32, block: int, scale: Float32 | None) -> tuple[NDArray[np.uint8], Float32]:
+    """Return values around 8, two a byte with the first in the low half, ``(out, blocks, b / 2)``; scales ``(out, blocks)``.
+
+    Args:
+        kernel: ``(in, out)``.
+        block: Values of a block, b.
+        scale: That the kernel was rounded with before; None chooses.
+    """
+    if scale is None:
+        steps, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+    else:
+        steps = round_to(kernel, scale)
     values = (steps + np.int8(8)).view(np.uint8)
     packed = values[:, 0::2] | values[:, 1::2] << np.uint8(4)
     return packed.reshape(len(packed), -1, block // 2), scale

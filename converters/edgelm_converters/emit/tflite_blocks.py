@@ -9,7 +9,7 @@ import numpy as np
 
 from edgelm_converters.emit.tflite_graph import Graph, Value
 from edgelm_converters.emit.tflite_weights import Affine, Store, after_norm, plain
-from edgelm_converters.spec import Activation, FeedForward, Norm
+from edgelm_converters.spec import Activation, FeedForward, Float32, Linear, Norm
 
 __all__ = ["HIDDEN", "activated", "apply_norm", "feed_forward", "normalised"]
 
@@ -30,7 +30,16 @@ def feed_forward(graph: Graph, store: Store, block: FeedForward, x: Value, norm:
     else:
         gate = activated(graph, store, affine(plain(block.gate)), x, block.activation)
         hidden = graph.multiply(gate, store.linear(graph, affine(plain(block.up)), x))
+    if block.turn is not None:
+        hidden = _turned(graph, store, block.turn, hidden)
     return store.linear(graph, plain(block.down), hidden)
+
+
+def _turned(graph: Graph, store: Store, turn: Float32, x: Value) -> Value:
+    """Multiply each run of b channels with ``(b, b)``: a float product, since b rows of b are too few to be quantised."""
+    width = len(turn)
+    runs = graph.reshape(x, (x.shape[0] * x.shape[1] // width, width))
+    return graph.reshape(store.linear(graph, plain(Linear("turn", turn, None)), runs), x.shape)
 
 
 def activated(graph: Graph, store: Store, affine: Affine, x: Value, activation: Activation) -> Value:

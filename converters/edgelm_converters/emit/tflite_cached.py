@@ -248,6 +248,8 @@ def _mask(graph: Graph, window: int | None, step: _Step) -> Value:
 
 
 def _scores(graph: Graph, store: Store, head: TokenHead, x: Value) -> Value:
+    if head.mixing is not None:
+        x = graph.add(x, store.linear(graph, plain(head.mixing), x))
     scores = store.scores(graph, x, head.table, head.bias)
     if head.soft_cap is not None:
         scores = graph.multiply(scores, graph.floats([[1.0 / head.soft_cap]]))

@@ -16,18 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
-from edgelm_converters.emit.blocks import quantize_blocks
+from edgelm_converters.emit.blocks import choose_scales, round_to
 from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
 from edgelm_converters.emit.tflite_file import Quantization
 from edgelm_converters.emit.tflite_graph import Constant, Fused, Graph, Value, Weights
-from edgelm_converters.spec import Float32, Linear, Norm
+from edgelm_converters.spec import Float32, Grid, Linear, Norm
 
 __all__ = ["BLOCK", "Affine", "Recipe", "Store", "after_norm", "plain", "scaled", "side_by_side"]
 
 Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"]
 
 BLOCK = 32  # values that share a scale in the 4-bit recipe
-_CHUNK = 256  # outputs at a time: bounds what the rounding holds at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,35 +38,45 @@ class Affine:
         shape: Of the kernel, ``(in, out)``.
         kernel: Makes the kernel.
         bias: ``(out,)`` or None.
+        grid: The steps that the kernel lies on, if it was rounded before: a factor of 1 or a gamma of ones keeps it.
+        least_bits: 8 where a recipe of 4 bits stores it in 8.
     """
 
     key: Hashable
     shape: tuple[int, int]
     kernel: Callable[[], Float32]
     bias: Float32 | None
+    grid: Grid | None = None
+    least_bits: int = 4
 
 
 def plain(linear: Linear) -> Affine:
     """Return a linear layer as it is."""
     rows, columns = linear.kernel.shape
-    return Affine((id(linear.kernel), id(linear.bias)), (rows, columns), lambda: linear.kernel, linear.bias)
+    key = (id(linear.kernel), id(linear.bias))
+    return Affine(key, (rows, columns), lambda: linear.kernel, linear.bias, linear.grid, linear.least_bits)
 
 
 def scaled(affine: Affine, factor: float) -> Affine:
     """Return ``factor * affine``: the attention's scale costs nothing in the query's weights."""
     scale = np.float32(factor)
+    if scale == 1:
+        return affine
     bias = None if affine.bias is None else affine.bias * scale
-    return Affine(("scaled", factor, affine.key), affine.shape, lambda: affine.kernel() * scale, bias)
+    key = ("scaled", factor, affine.key)
+    return replace(affine, key=key, kernel=lambda: affine.kernel() * scale, bias=bias, grid=None)
 
 
 def after_norm(affine: Affine, norm: Norm) -> Affine:
     """Return what follows a norm with the norm's gamma and beta inside: only the normalisation itself is left to do."""
     bias = affine.bias
+    if norm.beta is None and (norm.gamma == 1).all():
+        return affine
     if norm.beta is not None:
         shift = norm.beta @ affine.kernel()
         bias = shift if bias is None else shift + bias
     key = ("after_norm", id(norm.gamma), id(norm.beta), affine.key)
-    return Affine(key, affine.shape, lambda: norm.gamma[:, None] * affine.kernel(), bias)
+    return replace(affine, key=key, kernel=lambda: norm.gamma[:, None] * affine.kernel(), bias=bias, grid=None)
 
 
 def side_by_side(*parts: Affine) -> Affine:
@@ -78,7 +87,10 @@ def side_by_side(*parts: Affine) -> Affine:
         bias = np.concatenate(zeros)
     shape = (parts[0].shape[0], sum(part.shape[1] for part in parts))
     key = ("side_by_side", *(part.key for part in parts))
-    return Affine(key, shape, lambda: np.concatenate([part.kernel() for part in parts], axis=1), bias)
+    grids = [part.grid for part in parts if part.grid is not None]
+    grid = Grid(np.concatenate([one.scale for one in grids])) if len(grids) == len(parts) else None
+    least_bits = max(part.least_bits for part in parts)
+    return Affine(key, shape, lambda: np.concatenate([part.kernel() for part in parts], axis=1), bias, grid, least_bits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,14 +173,14 @@ class Store:
         rows, columns = affine.shape
         if not self.quantizes or not worth_quantizing(affine.shape):
             return self._floats((columns, rows), lambda: affine.kernel().T)
-        if self.recipe == "dynamic_wi4b32_afp32" and rows % BLOCK == 0:
+        if self.recipe == "dynamic_wi4b32_afp32" and affine.least_bits == 4 and rows % BLOCK == 0:
             return self._blocks(affine)
         values, scale = quantize_weight(affine.kernel(), axis=1)
         return self.weights.add("int8", (columns, rows), lambda: values.T, Quantization(scale, 0))
 
     def _blocks(self, affine: Affine) -> Constant:
         rows, columns = affine.shape
-        values, scale = _four_bits(affine.kernel())
+        values, scale = _four_bits(affine.kernel(), affine.grid)
         packed = _pairs(values)
         scales = self.weights.add("float16", scale.shape, lambda: scale)
         return self.weights.add("int4", (columns, rows), lambda: packed, scales=scales)
@@ -210,27 +222,19 @@ class Store:
         return graph.once(("float32", constant), lambda: graph.dequantize(graph.constant(constant)))
 
 
-def _four_bits(kernel: Float32) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+def _four_bits(kernel: Float32, grid: Grid | None) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Return the steps of a kernel ``(in, out)`` as ``(out, in)``, in [-8, 7], and their scales ``(out, in / BLOCK)``.
 
-    XNNPACK takes the scales as float16, refuses those that are subnormal in it, and computes with their first 8 bits: the
-    steps are rounded once more for the scales that it really uses.
+    XNNPACK takes the scales as float16, and refuses those that are subnormal in it.
     """
-    _, best = quantize_blocks(kernel, bits=4, block=BLOCK, positive=True)
-    best = np.maximum(best, np.float32(np.finfo(np.float16).tiny))
-    # To 8 significant bits, as bfloat16 has them: add half of the last one, cut the rest off.
-    scale = ((best.view(np.uint32) + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
+    scale = choose_scales(kernel, BLOCK) if grid is None else grid.scale
+    scale = np.maximum(scale, np.float32(np.finfo(np.float16).tiny))
     if float(scale.max()) > float(np.finfo(np.float16).max):
         raise RecipeError(
             f"A weight of shape {kernel.shape} needs a scale of {float(scale.max()):.3g}, and float16 ends at 65504: "
             "choose --recipe dynamic_wi8_afp32."
         )
-    values = np.empty((kernel.shape[1], kernel.shape[0]), np.int8)
-    for start in range(0, kernel.shape[1], _CHUNK):
-        part = slice(start, start + _CHUNK)
-        blocks = np.ascontiguousarray(kernel[:, part].T).reshape(-1, kernel.shape[0] // BLOCK, BLOCK)
-        values[part] = np.clip(np.rint(blocks / scale[part, :, None]), -8, 7).reshape(-1, kernel.shape[0])
-    return values, scale.astype(np.float16)
+    return round_to(kernel, scale), scale.astype(np.float16)
 
 
 def _pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:

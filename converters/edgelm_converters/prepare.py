@@ -1,0 +1,191 @@
+"""Makes a language model ready for few bits: it computes the same, and loses less of it when it is rounded.
+
+In order, layer by layer, so that a layer is rounded for what the rounded ones before it give:
+
+1. The residual stream, the values and the feed-forward's inner channels are rotated (`edgelm_converters.rotation`).
+2. Channels are made more even, by the sizes that they have on a text (`edgelm_converters.equalise`).
+3. For 4 bits the kernels are rounded by the activations of that text (`edgelm_converters.rounding`).
+
+The first two are exact: they change a model by no more than float32 rounding.
+
+Dimensions: ``n`` tokens of the text, ``D`` width, ``F`` feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm_converters.activations import add_attention, add_feed_forward, embed, hidden, mixed_values, seen_by, turned
+from edgelm_converters.emit.quantize import worth_quantizing
+from edgelm_converters.equalise import equalise_feed_forward
+from edgelm_converters.own_text import write_text
+from edgelm_converters.rotation import (
+    fold_layer,
+    hadamard,
+    obstacle,
+    rotate_ends,
+    rotate_layer,
+    rotate_values,
+    rotation,
+    turn_hidden,
+)
+from edgelm_converters.rounding import Moments, round_kernel, second_moments
+from edgelm_converters.spec import Float32, Grid, Layer, Linear, TransformerSpec, parameters
+
+__all__ = ["prepare_weights"]
+
+Progress = Callable[[str, int, int], None]
+
+_INT8, _INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"
+_BLOCK = 32  # inputs that share a 4-bit scale, in every format
+# How far second moments are mistrusted, by what stands in front of the kernel. Squared error of one layer's outputs on 2,500
+# tokens, by moments of 2,500 others (SmolLM2-135M, layer 3), as a share; rounding to the nearest: 2.5 %, 0.68 % and 0.65 %.
+#   damping                       0.01   0.03   0.1    0.3    1      3
+#   residual stream, 576 inputs   0.66   0.64   0.63   0.66   0.74   0.88  %
+#   values, 576                   0.44   0.41   0.39   0.37   0.37   0.39  %
+#   inner channels, 1,536         0.99   0.90   0.78   0.68   0.62   0.61  %
+_STREAM, _VALUES, _INNER = 0.1, 0.3, 1.0
+_RUNS = (32, 16)  # inner channels that are turned together: the longest that divides them
+# Tokens of the text. Sizes of channels are known after a thousand; the second moments of 1,536 channels are not.
+_ENOUGH = {_INT8: 1024, _INT4: 8192}
+_WRITTEN = {_INT8: (16, 64), _INT4: (64, 128)}  # sequences and tokens of each, where the model writes it
+
+
+def prepare_weights(
+    spec: TransformerSpec,
+    recipe: str,
+    calibration_ids: Sequence[NDArray[np.int32]] | None,
+    progress: Progress = lambda step, done, total: None,
+) -> tuple[TransformerSpec, tuple[str, ...]]:
+    """Return a language model that computes the same, and keeps more of it under a recipe with integers.
+
+    The model that comes out is for one recipe: under ``dynamic_wi4b32_afp32`` its kernels are rounded (`Linear.grid`).
+    Takes the memory of the model once more, and of its activations on a layer.
+
+    Args:
+        spec: The model.
+        recipe: Its name; under ``fp32`` and ``fp16`` the model stays as it is.
+        calibration_ids: int32 ``(n,)`` each, text of the kind that the model is for; some 8,000 tokens are used. None lets the
+            model write it.
+        progress: Called with the step's description, and how much of it is done.
+
+    Returns:
+        spec: The model, with arrays of its own.
+        notes: What was done and what could not be, one line each, for the manifest.
+    """
+    if recipe not in (_INT8, _INT4) or not spec.generates:
+        return spec, ()
+    if _shares_weights(spec):
+        return spec, ("The weights were rounded as they are: layers share them, and each would need its own.",)
+    notes = []
+    reason = obstacle(spec)
+    turn = rotation(spec.width).astype(np.float32) if reason is None else None
+    if reason is not None:
+        notes.append(f"The residual stream was not rotated before rounding: {reason}.")
+    text = _text(spec, recipe, calibration_ids, progress)
+    ends = spec if turn is None else rotate_ends(spec, turn)
+    lengths = [len(ids) for ids in text]
+    x = embed(ends, text)
+    layers = []
+    for number, read in enumerate(spec.decoder.layers):
+        layer = _rotated(read, turn)
+        layer, x = _evened_and_rounded(layer, x, lengths, rounds=recipe == _INT4)
+        layers.append(layer)
+        progress("Fitting the weights", number + 1, len(spec.decoder.layers))
+    source = "text that the model wrote itself" if calibration_ids is None else "the calibration text"
+    verb = "rounded" if recipe == _INT4 else "scaled"
+    notes.append(f"Weights were {verb} by the activations of {sum(lengths):,} tokens of {source}.")
+    return replace(ends, decoder=replace(ends.decoder, layers=tuple(layers))), tuple(notes)
+
+
+def _shares_weights(spec: TransformerSpec) -> bool:
+    """Return whether an array of one layer is one of another's too."""
+    owners: dict[int, int] = {}
+    return any(
+        owners.setdefault(id(array), number) != number
+        for number, layer in enumerate(spec.decoder.layers)
+        for path, array in parameters(layer)
+        if path.endswith("kernel")
+    )
+
+
+def _text(
+    spec: TransformerSpec, recipe: str, given: Sequence[NDArray[np.int32]] | None, progress: Progress
+) -> list[NDArray[np.int32]]:
+    """Return sequences of enough tokens, the last one cut."""
+    if given is None:
+        sequences, length = _WRITTEN[recipe]
+        given = write_text(
+            spec,
+            sequences=sequences,
+            length=length,
+            tick=lambda done, total: progress("Letting the model write", done, total),
+        )
+    chosen, left = [], _ENOUGH[recipe]
+    for ids in given:
+        if left <= 0:
+            break
+        chosen.append(ids[: min(left, spec.max_length or left)])
+        left -= len(chosen[-1])
+    return chosen
+
+
+def _rotated(layer: Layer, turn: Float32 | None) -> Layer:
+    layer = fold_layer(layer)
+    layer = layer if turn is None else rotate_layer(layer, turn)
+    return replace(layer, attention=rotate_values(layer.attention))
+
+
+def _evened_and_rounded(layer: Layer, x: Float32, lengths: Sequence[int], *, rounds: bool) -> tuple[Layer, Float32]:
+    """Return a layer fit for its recipe, and the residual stream ``(n, D)`` after it."""
+    seen = seen_by(layer, layer.attention_norm, x)
+    attention = layer.attention
+    if rounds:
+        query, key, value = _rounded((attention.query, attention.key, attention.value), second_moments(seen), _STREAM)
+        attention = replace(attention, query=query, key=key, value=value)
+    mixed = mixed_values(attention, seen, lengths)
+    if rounds:
+        attention = replace(attention, output=_rounded((attention.output,), second_moments(mixed), _VALUES)[0])
+    layer = replace(layer, attention=attention)
+    x = add_attention(layer, x, mixed)
+
+    seen = seen_by(layer, layer.feed_forward_norm, x)
+    block = layer.feed_forward
+    inner = hidden(block, seen)
+    block, factor = equalise_feed_forward(block, inner)
+    run = next((size for size in _RUNS if inner.shape[1] % size == 0), None)
+    if run is not None:
+        block = turn_hidden(block, _TURNS[run])
+    if rounds:
+        first = (block.up,) if block.gate is None else (block.up, block.gate)
+        up, *gate = _rounded(first, second_moments(seen), _STREAM)
+        block = replace(block, up=up, gate=gate[0] if gate else None)
+        inner = hidden(block, seen)
+        block = replace(block, down=_rounded((block.down,), second_moments(inner), _INNER)[0])
+    else:
+        inner /= factor
+        inner = inner if block.turn is None else turned(inner, block.turn)
+    layer = replace(layer, feed_forward=block)
+    return layer, add_feed_forward(layer, x, inner)
+
+
+_TURNS = {size: hadamard(size) for size in _RUNS}  # one array for all layers: it is stored once
+
+
+def _rounded(linears: tuple[Linear, ...], moments: Moments, damping: float) -> tuple[Linear, ...]:
+    """Return layers of one input, rounded to 4 bits; for 8 where their inputs fill no blocks."""
+    if not worth_quantizing((len(moments), sum(linear.kernel.shape[1] for linear in linears))):
+        return linears
+    if len(moments) % _BLOCK:
+        return tuple(replace(linear, least_bits=8) for linear in linears)
+    joined = np.concatenate([linear.kernel for linear in linears], axis=1)
+    kernel, scale = round_kernel(joined, moments, block=_BLOCK, damping=damping)
+    ends = np.cumsum([linear.kernel.shape[1] for linear in linears])[:-1]
+    parts = zip(linears, np.split(kernel, ends, axis=1), np.split(scale, ends), strict=True)
+    return tuple(
+        replace(linear, kernel=np.ascontiguousarray(values), grid=Grid(scales)) for linear, values, scales in parts
+    )

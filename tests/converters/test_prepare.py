@@ -1,0 +1,251 @@
+"""A prepared model against the definitions: exact where nothing is rounded, closer than rounding to the nearest where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgelm_converters.activations import embed, layer_output, scores_of
+from edgelm_converters.emit.blocks import choose_scales, round_to
+from edgelm_converters.own_text import write_text
+from edgelm_converters.prepare import prepare_weights
+from edgelm_converters.rotation import hadamard, rotation
+from edgelm_converters.rounding import round_kernel, second_moments
+from edgelm_converters.spec import TransformerSpec
+from edgelm_runtimes.program import ProgramOptions
+from edgelm_runtimes.registry import open_causal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from reference import forward
+from spec_factory import random_decoder
+
+INT8, INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "one key head": {"kv_heads": 1},
+    "gpt-2": {
+        "norm": "layer", "positions": 80, "activation": "gelu_tanh", "gated": False, "biases": True, "kv_heads": 4,
+    },
+    "gelu": {"activation": "gelu", "gated": False},
+    "gemma 2": {
+        "soft_cap": 3.0, "head_soft_cap": 8.0, "post_norms": True, "windows": (5, None), "activation": "gelu_tanh",
+        "token_scale": 8.0, "head_dim": 24,
+    },
+    "soft cap": {"soft_cap": 3.0, "windows": (5, None)},
+    "qwen 3": {"query_key_norm": True, "head_dim": 24},
+    "phi 3": {"rotary": 8, "rotary_factor": 1.2, "windows": (7,)},
+    "qwen 2": {"biases": True, "tied": False},
+    "head with bias": {"head_bias": True, "tied": False, "head_soft_cap": 2.0},
+    "untied layer norm": {"norm": "layer", "tied": False},
+    "post-norm": {"norm_placement": "post", "final_norm": False, "norm": "layer"},
+    "no last norm": {"final_norm": False},
+    "layer norm of query and key": {"norm": "layer", "query_key_norm": True},
+    "relu": {"activation": "relu", "gated": False, "biases": True},
+    "no run fits": {"feed_forward": 104},
+}  # fmt: skip
+
+
+def _spec(**options: Any) -> TransformerSpec:
+    # Wide enough for every kernel and table to be quantised; 96 and 64 are multiples of a block.
+    chosen: dict[str, Any] = {"width": 64, "feed_forward": 96, "vocabulary": 100} | options
+    return random_decoder(**chosen)
+
+
+def _ids(count: int, seed: int = 0) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, 100, count).astype(np.int32)
+
+
+def _tied(spec: TransformerSpec) -> bool:
+    assert spec.head.tokens is not None
+    return spec.head.tokens.table is spec.embeddings.token
+
+
+def _expected(spec: TransformerSpec, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    return forward(spec, {"token_ids": ids[None]})[0]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_activations_are_those_of_the_definitions(name: str) -> None:
+    spec = _spec(**OPTIONS[name])
+    sequences = [_ids(21), _ids(9, seed=1)]
+    x = embed(spec, sequences)
+    for layer in spec.decoder.layers:
+        x = layer_output(layer, x, [21, 9])
+    scores = scores_of(spec, x)
+    expected = np.concatenate([_expected(spec, ids) for ids in sequences])
+    # float32 sums of up to 128 terms, some 20 of them in a row: 4 * sqrt(128) * 2^-24 = 3e-6; 1.5e-7 of "gelu" are less.
+    assert np.abs(scores - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_without_rounding_the_model_stays_the_same(name: str) -> None:
+    spec = _spec(**OPTIONS[name])
+    prepared, notes = prepare_weights(spec, INT8, [_ids(40, seed=3)])
+    ids = _ids(21)
+    expected = _expected(spec, ids)
+    # The definitions are computed in float64; what is left is that the new weights are float32: 2^-24 each, and the float32
+    # sums that made them, sqrt(64) * 2^-24 = 5e-7, through the 10 products of two layers.
+    assert np.abs(_expected(prepared, ids) - expected).max() < 1e-5 * np.abs(expected).max()
+    assert (prepared.head.tokens.table is prepared.embeddings.token) == (
+        spec.head.tokens.table is spec.embeddings.token
+    )  # type: ignore[union-attr]
+    stays = name in ("gemma 2", "post-norm")
+    assert any("not rotated" in note for note in notes) == stays
+    assert (prepared.embeddings.token is spec.embeddings.token) == stays
+
+
+def test_an_outlier_is_spread_over_all_channels() -> None:
+    """A token with one channel 300 times the others', as trained models have it, keeps its other channels under int8."""
+    spec = _spec(tied=True)
+    spec.embeddings.token[:, 5] *= 300
+    prepared, _ = prepare_weights(spec, INT8, [_ids(40)])
+
+    def evenness(table: NDArray[np.float32]) -> float:
+        return float((np.abs(table).max(axis=1) / np.sqrt(np.square(table).mean(axis=1))).mean())
+
+    # One channel alone has sqrt(64) = 8; 64 normally distributed ones have sqrt(2 * ln(64)) = 2.9.
+    assert evenness(spec.embeddings.token) > 7
+    assert evenness(prepared.embeddings.token) < 4
+
+
+def test_layers_that_share_weights_are_left_alone() -> None:
+    spec = _spec()
+    first = spec.decoder.layers[0]
+    shared = replace(spec, decoder=replace(spec.decoder, layers=(first, first)))
+    prepared, notes = prepare_weights(shared, INT4, [_ids(40)])
+    assert prepared is shared
+    assert "share" in notes[0]
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_floats_need_no_preparation(recipe: str) -> None:
+    spec = _spec()
+    assert prepare_weights(spec, recipe, None) == (spec, ())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_rounded_kernels_lie_on_their_grid(name: str) -> None:
+    spec, _ = prepare_weights(_spec(**OPTIONS[name]), INT4, [_ids(60, seed=5)])
+    for layer in spec.decoder.layers:
+        attention, block = layer.attention, layer.feed_forward
+        for linear in (attention.query, attention.key, attention.value, attention.output, block.up, block.gate):
+            if linear is None:
+                continue
+            assert linear.grid is not None
+            steps = linear.kernel.T.reshape(len(linear.grid.scale), -1, 32) / linear.grid.scale[:, :, None]
+            assert (np.abs(steps - np.rint(steps)) < 1e-5).all()
+            assert steps.min() >= -8
+            assert steps.max() <= 7
+        # 104 inner channels make no blocks of 32.
+        assert (block.down.grid is None) == (name == "no run fits") == (block.down.least_bits == 8)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "onnx"])
+@pytest.mark.parametrize("recipe", [INT8, INT4])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_files_hold_the_very_steps(name: str, recipe: str, runtime: str, tmp_path: Path) -> None:
+    """What the runtimes compute is the rounded model itself: what is left is the rounding of activations, tables and int8."""
+    pytest.importorskip({"litert": "ai_edge_litert", "onnx": "onnxruntime"}[runtime])
+    spec, _ = prepare_weights(_spec(**OPTIONS[name]), recipe, [_ids(60, seed=5)])
+    ids = _ids(21)
+    expected = _expected(spec, ids)
+    if runtime == "litert":
+        from edgelm_converters.emit.tflite_decoder import emit_tflite_decoder
+
+        path = tmp_path / "model.tflite"
+        signatures = emit_tflite_decoder(spec, path, recipe=recipe, caches=(32,), prefill=(4,), verify=(8,))
+    else:
+        pytest.importorskip("onnx")
+        from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
+
+        path = tmp_path / "model.onnx"
+        signatures = emit_onnx_decoder(spec, path, recipe=recipe, context_length=32)
+    program = open_causal(runtime, path, signatures, ProgramOptions(threads=1))
+    found = np.array(program.forward(ids, 0, logits="all"))
+    program.close()
+    # int8: weights and activations by half of 1/127 of a row's largest, which is three times the typical value: 1.7 % together;
+    # of some 10 products in a row 5 %, and 8 % where what is left after cancelling is smaller. int4 has no other error than
+    # int8's: its kernels are exact here, where rounding once more, to other scales, would be off by 25 % and more.
+    assert np.abs(found - expected).max() < 0.08 * np.abs(expected).max()
+
+
+@given(st.integers(2, 300), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_rotation_is_orthogonal_and_keeps_the_mean(size: int, seed: int) -> None:
+    turn = rotation(size, seed=seed)
+    # float64 sums of 300 terms.
+    np.testing.assert_allclose(turn @ turn.T, np.eye(size), atol=1e-12)
+    np.testing.assert_allclose(turn.sum(axis=0), np.ones(size), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 32])
+def test_a_hadamard_matrix_is_orthogonal_and_even(size: int) -> None:
+    matrix = hadamard(size)
+    np.testing.assert_allclose(matrix @ matrix, np.eye(size), atol=1e-6)  # float32 sums of 32 terms
+    np.testing.assert_allclose(np.abs(matrix), size**-0.5, rtol=1e-6)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_rounding_keeps_outputs_better_than_the_nearest_steps_do(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    # Activations of 64 channels that hang together: 16 causes behind them.
+    causes = generator.standard_normal((16, 64))
+    seen, unseen = (
+        (generator.standard_normal((count, 16)) @ causes + 0.1 * generator.standard_normal((count, 64))).astype(
+            np.float32
+        )
+        for count in (2000, 500)
+    )
+    kernel = generator.standard_normal((64, 48)).astype(np.float32)
+    rounded, scale = round_kernel(kernel, second_moments(seen), block=32, damping=0.01)
+    nearest_scale = choose_scales(kernel, 32)
+    steps = round_to(kernel, nearest_scale).reshape(48, 2, 32)
+    nearest = (steps * nearest_scale[:, :, None]).reshape(48, 64).T
+
+    def error(candidate: NDArray[np.float32]) -> float:
+        return float(np.square(unseen @ (candidate - kernel)).sum())
+
+    # Three quarters of the directions are nearly free to take up errors; half is a wide margin.
+    assert error(rounded) < 0.5 * error(nearest)
+    restored = round_to(rounded, scale).reshape(48, 2, 32) * scale[:, :, None]
+    np.testing.assert_array_equal(restored.reshape(48, 64).T, rounded)
+
+
+def test_channels_that_are_never_active_are_rounded_to_the_nearest() -> None:
+    kernel = np.random.default_rng(2).standard_normal((64, 8)).astype(np.float32)
+    rounded, scale = round_kernel(kernel, np.zeros((64, 64), np.float32), block=32, damping=0.1)
+    np.testing.assert_array_equal(scale, choose_scales(kernel, 32))
+    nearest = (round_to(kernel, scale).reshape(8, 2, 32) * scale[:, :, None]).reshape(8, 64).T
+    np.testing.assert_array_equal(rounded, nearest)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_model_writes_what_it_finds_likely(name: str) -> None:
+    """Its own cached steps against the definitions: the average of -log p(token) is the distribution's entropy."""
+    spec = _spec(**OPTIONS[name])
+    texts = write_text(spec, sequences=24, length=20)
+    assert all(text.shape == (20,) and text.dtype == np.int32 for text in texts)
+    gaps = []
+    for text in texts:
+        scores = _expected(spec, text)[:-1]
+        logarithms = scores - np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        logarithms -= scores.max(-1, keepdims=True)
+        entropy = -(np.exp(logarithms) * logarithms).sum(-1)
+        gaps.append(-logarithms[np.arange(19), text[1:]] - entropy)
+    values = np.concatenate(gaps)
+    # The mean of 456 draws with this spread is within 4 standard errors of 0 but once in 16,000; the seed is fixed.
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
+
+
+def test_without_a_text_the_model_writes_its_own() -> None:
+    steps: list[str] = []
+    spec, notes = prepare_weights(_spec(max_length=32), INT4, None, lambda step, done, total: steps.append(step))
+    assert spec.decoder.layers[0].attention.query.grid is not None
+    assert any("wrote itself" in note for note in notes)
+    assert {"Letting the model write", "Fitting the weights"} <= set(steps)
