@@ -52,8 +52,9 @@ def measure(session: Any, prompt: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    import edgelm
     from edgelm_runtimes.machine import machine_facts
+
+    import edgelm
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
