@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.bundle import FORMAT, SCHEMA_VERSION, Manifest, write_golden
 from edgelm.bundle.manifest import Format
@@ -23,6 +27,7 @@ from edgelm_converters.language import (
     make_language_artifacts,
     make_sequences,
 )
+from edgelm_converters.prepare import prepare_weights
 from edgelm_converters.records import model_record, tool_versions
 from edgelm_converters.reference import Reference
 from edgelm_converters.request import Progress, Request
@@ -80,6 +85,8 @@ def make_language_model(
         tokens.tokenizer.save(str(folder / "tokenizer.json"))
     if template is not None:
         (folder / _CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    prepared, weight_notes = prepare_weights(spec, request.recipe.name, _calibration_ids(request, tokens), progress)
+    model = dataclasses.replace(model, spec=prepared)
     scores = keras_scores(source.model, reference, spec)
     sets = _sequences(scores, model, request, progress)
     artifacts = make_language_artifacts(model, targets, folder, sets, progress)
@@ -99,7 +106,7 @@ def make_language_model(
         golden="golden.npz",
         files={},
         tool_versions=tool_versions(),
-        notes=(*tokens.notes, *notes, *template_notes, *target_notes),
+        notes=(*tokens.notes, *notes, *template_notes, *target_notes, *weight_notes),
         generation=model.generation,
     )
 
@@ -126,6 +133,17 @@ def _targets(request: Request, tokens: Tokens) -> tuple[tuple[Format, ...], tupl
     if importlib.util.find_spec("litert_lm_builder") is None:
         return ("tflite", "onnx"), ("No .litertlm was written: pip install litert-lm-builder, and convert again.",)
     return tuple(LANGUAGE_TARGETS), ()
+
+
+def _calibration_ids(request: Request, tokens: Tokens) -> list[NDArray[np.int32]] | None:
+    """Return the user's calibration text as ids; None where there is none. The validation text stays unseen."""
+    if request.calibration is None or tokens.tokenizer is None:
+        return None
+    data = read_dataset(Path(request.calibration))
+    if data.texts is None:
+        return None  # the comparison says what is wrong with arrays
+    encoded = tokens.tokenizer.encode_batch(list(data.texts))
+    return [np.asarray(entry.ids, np.int32) for entry in encoded if entry.ids]
 
 
 def _sequences(scores: Scores, model: LanguageModel, request: Request, progress: Progress) -> list[Sequences]:

@@ -112,8 +112,10 @@ def test_every_recipe_states_its_perplexity(recipe: str, stories: Any, tmp_path:
     text = tmp_path / "text.txt"
     text.write_text((STORIES / "README.md").read_text().split("> ")[1] + "\n" + "Tom had a dog. The dog was big.\n")
     made = convert(
-        stories, tmp_path / "m.edgelm", recipe=recipe, sequence_length=128, validation=text, to=["tflite", "onnx"]
-    )
+        stories, tmp_path / "m.edgelm", recipe=recipe, sequence_length=128, calibration=text, validation=text,
+        to=["tflite", "onnx"],
+    )  # fmt: skip
+    assert any("of the calibration text" in note for note in made.manifest.notes) == (recipe != "fp16")
     sizes = []
     for artifact in made.manifest.artifacts:
         assert artifact.perplexity is not None
