@@ -107,6 +107,7 @@ def prepare(shape: str, bits: str, folder: Path) -> None:
     from edgelm_converters.emit.genai import write_genai
     from edgelm_converters.emit.litertlm import write_litertlm
     from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
+    from edgelm_converters.prepare import prepare_weights
 
     from edgelm.bundle import GenerationRecord
 
@@ -114,7 +115,9 @@ def prepare(shape: str, bits: str, folder: Path) -> None:
     if (here / "ready").exists():
         return
     here.mkdir(parents=True, exist_ok=True)
-    spec = make_spec(shape)
+    original = make_spec(shape)
+    # What a user's conversion does: the graph that comes out has further small products in it.
+    spec, _ = prepare_weights(original, RECIPES[bits], [prompt_ids(512)])
     record = GenerationRecord(CONTEXT, spec.vocabulary_size, None, (spec.vocabulary_size - 1,))
     signatures = {
         "tflite": tflite_decoder.emit_tflite_decoder(
@@ -135,7 +138,7 @@ def prepare(shape: str, bits: str, folder: Path) -> None:
         chat_template=None,
     )  # fmt: skip
     try:
-        write_gguf(spec, here / "model.gguf", GGUF_TYPES[bits])
+        write_gguf(original, here / "model.gguf", GGUF_TYPES[bits])
     except ImportError:
         print("gguf is not installed: no llama.cpp and no OpenVINO rows", file=sys.stderr)
     (here / "ready").write_text("")
