@@ -210,7 +210,7 @@ def _activate(activation: Activation, x: Float32) -> Float32:
     if activation == "tanh":
         bent: Float32 = np.tanh(x)
         return bent
-    sigmoid = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))  # tanh never overflows
+    sigmoid: Float32 = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))  # tanh never overflows
     return x * sigmoid if activation == "silu" else sigmoid
 
 

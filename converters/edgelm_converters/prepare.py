@@ -33,7 +33,7 @@ from edgelm_converters.rotation import (
     rotation,
     turn_hidden,
 )
-from edgelm_converters.rounding import Moments, round_kernel, second_moments
+from edgelm_converters.rounding import drift_moments, make_up, round_kernel, second_moments
 from edgelm_converters.spec import Float32, Grid, Layer, Linear, TransformerSpec, parameters
 
 __all__ = ["prepare_weights"]
@@ -51,8 +51,8 @@ _BLOCK = 32  # inputs that share a 4-bit scale, in every format
 _STREAM, _VALUES, _INNER = 0.1, 0.3, 1.0
 _RUNS = (32, 16)  # inner channels that are turned together: the longest that divides them
 # Tokens of the text. Sizes of channels are known after a thousand; the second moments of 1,536 channels are not.
-_ENOUGH = {_INT8: 1024, _INT4: 8192}
-_WRITTEN = {_INT8: (16, 64), _INT4: (64, 128)}  # sequences and tokens of each, where the model writes it
+_ENOUGH = {_INT8: 1024, _INT4: 6144}
+_WRITTEN = {_INT8: (16, 64), _INT4: (48, 128)}  # sequences and tokens of each, where the model writes it
 
 
 def prepare_weights(
@@ -69,7 +69,7 @@ def prepare_weights(
     Args:
         spec: The model.
         recipe: Its name; under ``fp32`` and ``fp16`` the model stays as it is.
-        calibration_ids: int32 ``(n,)`` each, text of the kind that the model is for; some 8,000 tokens are used. None lets the
+        calibration_ids: int32 ``(n,)`` each, text of the kind that the model is for; some 6,000 tokens are used. None lets the
             model write it.
         progress: Called with the step's description, and how much of it is done.
 
@@ -89,11 +89,13 @@ def prepare_weights(
     text = _text(spec, recipe, calibration_ids, progress)
     ends = spec if turn is None else rotate_ends(spec, turn)
     lengths = [len(ids) for ids in text]
-    x = embed(ends, text)
+    wanted = x = embed(ends, text)
     layers = []
     for number, read in enumerate(spec.decoder.layers):
-        layer = _rotated(read, turn)
-        layer, x = _evened_and_rounded(layer, x, lengths, rounds=recipe == _INT4)
+        layer, after = _evened(_rotated(read, turn), wanted, lengths)
+        if recipe == _INT4:
+            layer, x = _rounded(layer, wanted, x, lengths)
+        wanted = after
         layers.append(layer)
         progress("Fitting the weights", number + 1, len(spec.decoder.layers))
     source = "text that the model wrote itself" if calibration_ids is None else "the calibration text"
@@ -140,35 +142,16 @@ def _rotated(layer: Layer, turn: Float32 | None) -> Layer:
     return replace(layer, attention=rotate_values(layer.attention))
 
 
-def _evened_and_rounded(layer: Layer, x: Float32, lengths: Sequence[int], *, rounds: bool) -> tuple[Layer, Float32]:
-    """Return a layer fit for its recipe, and the residual stream ``(n, D)`` after it."""
-    seen = seen_by(layer, layer.attention_norm, x)
-    attention = layer.attention
-    if rounds:
-        query, key, value = _rounded((attention.query, attention.key, attention.value), second_moments(seen), _STREAM)
-        attention = replace(attention, query=query, key=key, value=value)
-    mixed = mixed_values(attention, seen, lengths)
-    if rounds:
-        attention = replace(attention, output=_rounded((attention.output,), second_moments(mixed), _VALUES)[0])
-    layer = replace(layer, attention=attention)
+def _evened(layer: Layer, x: Float32, lengths: Sequence[int]) -> tuple[Layer, Float32]:
+    """Return a layer that computes the same with even inner channels, and the residual stream ``(n, D)`` after it."""
+    mixed = mixed_values(layer.attention, seen_by(layer, layer.attention_norm, x), lengths)
     x = add_attention(layer, x, mixed)
-
-    seen = seen_by(layer, layer.feed_forward_norm, x)
-    block = layer.feed_forward
-    inner = hidden(block, seen)
-    block, factor = equalise_feed_forward(block, inner)
+    inner = hidden(layer.feed_forward, seen_by(layer, layer.feed_forward_norm, x))
+    block, factor = equalise_feed_forward(layer.feed_forward, inner)
+    inner /= factor
     run = next((size for size in _RUNS if inner.shape[1] % size == 0), None)
     if run is not None:
-        block = turn_hidden(block, _TURNS[run])
-    if rounds:
-        first = (block.up,) if block.gate is None else (block.up, block.gate)
-        up, *gate = _rounded(first, second_moments(seen), _STREAM)
-        block = replace(block, up=up, gate=gate[0] if gate else None)
-        inner = hidden(block, seen)
-        block = replace(block, down=_rounded((block.down,), second_moments(inner), _INNER)[0])
-    else:
-        inner /= factor
-        inner = inner if block.turn is None else turned(inner, block.turn)
+        block, inner = turn_hidden(block, _TURNS[run]), turned(inner, _TURNS[run])
     layer = replace(layer, feed_forward=block)
     return layer, add_feed_forward(layer, x, inner)
 
@@ -176,13 +159,50 @@ def _evened_and_rounded(layer: Layer, x: Float32, lengths: Sequence[int], *, rou
 _TURNS = {size: hadamard(size) for size in _RUNS}  # one array for all layers: it is stored once
 
 
-def _rounded(linears: tuple[Linear, ...], moments: Moments, damping: float) -> tuple[Linear, ...]:
-    """Return layers of one input, rounded to 4 bits; for 8 where their inputs fill no blocks."""
-    if not worth_quantizing((len(moments), sum(linear.kernel.shape[1] for linear in linears))):
-        return linears
-    if len(moments) % _BLOCK:
-        return tuple(replace(linear, least_bits=8) for linear in linears)
+def _rounded(layer: Layer, wanted: Float32, x: Float32, lengths: Sequence[int]) -> tuple[Layer, Float32]:
+    """Return a layer with rounded kernels, and the residual stream ``(n, D)`` after it.
+
+    Args:
+        layer: With even inner channels.
+        wanted: The residual stream before it, had nothing been rounded.
+        x: The same with the layers before it rounded.
+        lengths: Of the sequences.
+    """
+    attention, block = layer.attention, layer.feed_forward
+    ideal, seen = (seen_by(layer, layer.attention_norm, stream) for stream in (wanted, x))
+    query, key, value = _round((attention.query, attention.key, attention.value), seen, ideal, _STREAM)
+    changed = replace(attention, query=query, key=key, value=value)
+    ideal, seen = mixed_values(attention, ideal, lengths), mixed_values(changed, seen, lengths)
+    wanted = add_attention(layer, wanted, ideal)
+    layer = replace(layer, attention=replace(changed, output=_round((attention.output,), seen, ideal, _VALUES)[0]))
+    x = add_attention(layer, x, seen)
+
+    ideal, seen = (seen_by(layer, layer.feed_forward_norm, stream) for stream in (wanted, x))
+    first = (block.up,) if block.gate is None else (block.up, block.gate)
+    up, *gate = _round(first, seen, ideal, _STREAM)
+    rounded = replace(block, up=up, gate=gate[0] if gate else None)
+    ideal, seen = hidden(block, ideal), hidden(rounded, seen)
+    rounded = replace(rounded, down=_round((block.down,), seen, ideal, _INNER)[0])
+    layer = replace(layer, feed_forward=rounded)
+    return layer, add_feed_forward(layer, x, seen)
+
+
+def _round(linears: tuple[Linear, ...], seen: Float32, ideal: Float32, damping: float) -> tuple[Linear, ...]:
+    """Return layers of one input, rounded to 4 bits; for 8 where their inputs fill no blocks.
+
+    Args:
+        linears: The layers.
+        seen: Their input, ``(n, in)``.
+        ideal: What it would be, had nothing been rounded.
+        damping: Of the second moments.
+    """
     joined = np.concatenate([linear.kernel for linear in linears], axis=1)
+    if not worth_quantizing(joined):
+        return linears
+    if len(joined) % _BLOCK:
+        return tuple(replace(linear, least_bits=8) for linear in linears)
+    moments = second_moments(seen)
+    joined = make_up(joined, moments, drift_moments(seen, ideal), damping=damping)
     kernel, scale = round_kernel(joined, moments, block=_BLOCK, damping=damping)
     ends = np.cumsum([linear.kernel.shape[1] for linear in linears])[:-1]
     parts = zip(linears, np.split(kernel, ends, axis=1), np.split(scale, ends), strict=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgelm_converters.emit.blocks import choose_scales
 from edgelm_converters.spec import Float32
 
-__all__ = ["Moments", "round_kernel", "second_moments"]
+__all__ = ["Moments", "drift_moments", "make_up", "round_kernel", "second_moments"]
 
 Moments = NDArray[np.float32]
 
@@ -27,6 +27,28 @@ def second_moments(activations: Float32) -> Moments:
     moments: Moments = activations.T @ activations
     moments /= np.float32(len(activations))
     return moments
+
+
+def drift_moments(activations: Float32, wanted: Float32) -> Moments:
+    """Return ``x^T (w - x) / n`` of activations x ``(n, I)`` and of what they would be, w, had nothing been rounded before."""
+    moments: Moments = activations.T @ (wanted - activations)
+    moments /= np.float32(len(activations))
+    return moments
+
+
+def make_up(kernel: Float32, moments: Moments, drift: Moments, *, damping: float) -> Float32:
+    """Return a kernel that makes up for what was rounded before it: least squares towards ``w @ kernel`` from x.
+
+    As GPTAQ (Li et al. 2025, https://arxiv.org/abs/2504.02692) does, before the rounding in place of within it.
+
+    Args:
+        kernel: ``(I, O)``.
+        moments: Of the activations that it meets, x.
+        drift: As `drift_moments` gives it.
+        damping: As of `round_kernel`: with more, less is made up for.
+    """
+    change: Float32 = np.linalg.solve(_damped(moments, damping), drift @ kernel)
+    return kernel + change
 
 
 def round_kernel(kernel: Float32, moments: Moments, *, block: int, damping: float) -> tuple[Float32, Float32]:
@@ -69,9 +91,14 @@ def round_kernel(kernel: Float32, moments: Moments, *, block: int, damping: floa
 
 def _inverse_factor(moments: Moments, damping: float) -> Float32:
     """Return the upper triangular U with ``U^T U`` the inverse of the damped moments."""
-    damped = moments.copy()
-    middle = float(np.diagonal(moments).mean())
-    damped[np.diag_indices_from(damped)] += np.float32(damping) * (middle if middle > 0 else 1.0)
+    damped = _damped(moments, damping)
     # The factor of the matrix read backwards: its inverse, read backwards again, is U, without inverting the moments first.
     backwards = np.linalg.cholesky(damped[::-1, ::-1])
     return np.ascontiguousarray(np.linalg.inv(backwards)[::-1, ::-1], dtype=np.float32)
+
+
+def _damped(moments: Moments, damping: float) -> Moments:
+    damped = moments.copy()
+    middle = float(np.diagonal(moments).mean())
+    damped[np.diag_indices_from(damped)] += np.float32(damping) * np.float32(middle if middle > 0 else 1.0)
+    return damped
