@@ -31,7 +31,8 @@ def second_moments(activations: Float32) -> Moments:
 
 def drift_moments(activations: Float32, wanted: Float32) -> Moments:
     """Return ``x^T (w - x) / n`` of activations x ``(n, I)`` and of what they would be, w, had nothing been rounded before."""
-    moments: Moments = activations.T @ (wanted - activations)
+    missing: Float32 = wanted - activations
+    moments: Moments = activations.T @ missing
     moments /= np.float32(len(activations))
     return moments
 
