@@ -192,7 +192,8 @@ def placed(attention: Attention, x: Float32, norm: Norm | None, start: int) -> F
     angles = np.arange(start, start + x.shape[-2], dtype=np.float32)[:, None] * rotary.frequencies
     cos, sin = ((np.float32(rotary.factor) * turn).astype(np.float32) for turn in (np.cos(angles), np.sin(angles)))
     left, right, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
+    turned_parts = [left * cos - right * sin, right * cos + left * sin, rest]
+    return np.concatenate(turned_parts, axis=-1).astype(np.float32, copy=False)
 
 
 def _activate(activation: Activation, x: Float32) -> Float32:
