@@ -313,9 +313,10 @@ def _output_role(
     if spec is not None:
         # A row for each token (tagging) is not one choice: an application reads it as it is.
         return "raw" if spec.head.pooling == "none" else spec.head.output
-    values = np.stack([next(iter(outputs.values())) for outputs in expected.outputs if outputs][:64])
-    if values.ndim != 2:
-        return "raw"
+    answers = [next(iter(outputs.values())) for outputs in expected.outputs if outputs][:64]
+    if any(answer.ndim != 1 or answer.shape != answers[0].shape for answer in answers):
+        return "raw"  # a row for each token
+    values = np.stack(answers)
     if values.shape[1] > 1 and (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
         return "probabilities"
     layers = getattr(source.model, "layers", None) or [None]

@@ -175,6 +175,27 @@ def test_a_model_without_a_tokenizer_takes_ids(tmp_path: Path) -> None:
         convert(backbone, tmp_path / "other.edgelm", to=["litertlm"])
 
 
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")  # Keras, where it is asked with one token
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_a_decoder_that_no_reader_knows_is_told_why_and_runs_in_one_shot(target: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(2)
+    backbone = keras_hub.models.BloomBackbone(
+        vocabulary_size=40, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=32
+    )
+    model = keras_hub.models.BloomCausalLM(backbone=backbone, preprocessor=None)
+    made = convert(model, tmp_path / "m.edgelm", recipe="fp32", sequence_length=24, to=[target])
+    assert (made.manifest.task, made.manifest.model.path) == ("raw", "traced")
+    assert made.manifest.model.reason is not None
+    assert "is a BloomDecoder" in made.manifest.model.reason
+    ids = np.array([[3, 5, 8, 13]], np.int32)
+    mask = np.ones_like(ids)
+    with edgelm_runtimes.load(made.path, threads=1) as session:
+        (scores,) = session.run({"token_ids": ids, "padding_mask": mask}).values()
+    wanted = np.asarray(model({"token_ids": ids, "padding_mask": mask}))
+    # One layer of sums of at most 40 float32 terms near 1.
+    np.testing.assert_allclose(scores, wanted, atol=40 * 2**-24 * 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
