@@ -248,18 +248,19 @@ def _make_onnx(model: LanguageModel, folder: Path, sets: Sequence[Sequences], pr
     from edgelm_converters.emit.genai import write_genai
     from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
     from edgelm_converters.emit.onnx_file import operator_histogram
+    from edgelm_converters.emit.tflite_decoder import decoder_notes
 
     context = model.generation.context_length
     path = folder / "model.onnx"
     progress("Writing onnx", 0, 1)
     signatures = emit_onnx_decoder(model.spec, path, recipe=model.recipe.name, context_length=context)
-    notes: tuple[str, ...] = ()
+    notes = decoder_notes(model.spec, model.recipe.name)  # a prepared model has the same widths in both formats
     if model.tokenizer is not None:
-        notes = write_genai(folder, model.spec, model.generation, context_length=context)
+        notes += write_genai(folder, model.spec, model.generation, context_length=context)
     progress("Writing onnx", 1, 1)
     artifact = _verified("onnx", path, signatures, operator_histogram(path), model, sets, progress)
     if model.tokenizer is None:
-        return artifact
+        return dataclasses.replace(artifact, notes=notes)
     genai = RuntimeRecord("onnxruntime-genai", "untested", None, "the file itself was verified in onnx")
     return dataclasses.replace(artifact, runtimes=(*artifact.runtimes, genai), notes=notes)
 
