@@ -18,8 +18,8 @@ int4, blocks of 32             0.100  2.67     20.8      8.1 %    8.1 %
 =============================  =====  =======  ========  =======  =========
 
 The one scale reads a prompt two to three times as fast and was left for what it does to it: worse than int4. A token at a time,
-blocks are nearly as fast (at 2048×768 faster). Blocks of 128 rather than 32 are 8 % fewer bytes. What the recipes cost in perplexity
-stands in ``benchmarks/results/perplexity.md``.
+blocks are nearly as fast (at 2048×768 faster). Blocks of 128 rather than 32 are 8 % fewer bytes.
+``benchmarks/results/perplexity.md`` has what the recipes cost in perplexity.
 
 Dimensions: ``N`` rows, ``V`` entries of a table, ``D`` its width, ``b`` values of a block.
 """
