@@ -51,7 +51,8 @@ class GenerateOptions(TypedDict, total=False):
             answer that reaches the end then goes on from half of the context, which is computed anew; the result says so.
         speculate: ``off``; ``prompt-lookup``, which guesses that the answer goes on as the text did before; or a session
             with a smaller model and the same tokenizer, which guesses. Guesses are checked together in one step, so that
-            the answer is as likely as without them, and the same one where the likeliest tokens are taken.
+            the answer is as likely as without them, and the same one where the likeliest tokens are taken; but for near ties,
+            which a runtime may decide otherwise where it computes several tokens at once.
     """
 
     max_new_tokens: int | None
