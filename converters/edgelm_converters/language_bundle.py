@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import FORMAT, SCHEMA_VERSION, Manifest, write_golden
 from edgelm.bundle.manifest import Format
 from edgelm.errors import ConversionError, InputError
-from edgelm_converters.causal_parity import Sequences
-from edgelm_converters.causal_reference import Scores, keras_scores
+from edgelm_converters.causal_reference import keras_scores
 from edgelm_converters.data import Dataset, read_dataset
 from edgelm_converters.families import Recognition
 from edgelm_converters.generation import find_chat_template, generation_record
@@ -85,10 +84,17 @@ def make_language_model(
         tokens.tokenizer.save(str(folder / "tokenizer.json"))
     if template is not None:
         (folder / _CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    prepared, weight_notes = prepare_weights(spec, request.recipe.name, _calibration_ids(request, tokens), progress)
+    calibration, validation = (
+        None if file is None else read_dataset(Path(file)) for file in (request.calibration, request.validation)
+    )
+    prepared, weight_notes = prepare_weights(spec, request.recipe.name, _calibration_ids(calibration, tokens), progress)
     model = dataclasses.replace(model, spec=prepared)
     scores = keras_scores(source.model, reference, spec)
-    sets = _sequences(scores, model, request, progress)
+    given: Sequence[Dataset | None] = [data for data in (calibration, validation) if data is not None] or [None]
+    sets = [
+        make_sequences(scores, data, model, tick=lambda done, total: progress("Asking Keras", done, total))
+        for data in given
+    ]
     artifacts = make_language_artifacts(model, targets, folder, sets, progress)
     write_golden(folder, golden_cases(sets[0], tokens.tokenizer))
     return Manifest(
@@ -135,22 +141,9 @@ def _targets(request: Request, tokens: Tokens) -> tuple[tuple[Format, ...], tupl
     return tuple(LANGUAGE_TARGETS), ()
 
 
-def _calibration_ids(request: Request, tokens: Tokens) -> list[NDArray[np.int32]] | None:
+def _calibration_ids(data: Dataset | None, tokens: Tokens) -> list[NDArray[np.int32]] | None:
     """Return the user's calibration text as ids; None where there is none. The validation text stays unseen."""
-    if request.calibration is None or tokens.tokenizer is None:
-        return None
-    data = read_dataset(Path(request.calibration))
-    if data.texts is None:
+    if data is None or data.texts is None or tokens.tokenizer is None:
         return None  # the comparison says what is wrong with arrays
     encoded = tokens.tokenizer.encode_batch(list(data.texts))
     return [np.asarray(entry.ids, np.int32) for entry in encoded if entry.ids]
-
-
-def _sequences(scores: Scores, model: LanguageModel, request: Request, progress: Progress) -> list[Sequences]:
-    """Return what to compare on, with Keras's scores: the user's texts, or random ids where there are none."""
-    files = [file for file in (request.calibration, request.validation) if file is not None]
-    datasets: Sequence[Dataset | None] = [read_dataset(Path(file)) for file in files] or [None]
-    return [
-        make_sequences(scores, data, model, tick=lambda done, total: progress("Asking Keras", done, total))
-        for data in datasets
-    ]
