@@ -99,11 +99,11 @@ def compare_scores(
         inputs=sequences.kind,
         max_abs_error=worst,
         reference_range=sequences.range,
-        bound=recipe.score_bound * max(sequences.range, 1e-6),
+        bound=recipe.bounds.score * max(sequences.range, 1e-6),
         agreement=same / positions,
         # On random ids many tokens are as likely; on real ones the perplexity says more.
         agreement_bound=None,
-        reason=recipe.reason,
+        reason=recipe.bounds.reason,
     )
     count = sequences.predicted
     perplexity = None
@@ -146,8 +146,8 @@ def _enforce(parity: Parity, perplexity: Perplexity | None, recipe: Recipe, prog
             f"{where} is off by up to {parity.max_abs_error:.3g} on scores of up to {parity.reference_range:.3g}; "
             f"the bound is {parity.bound:.3g} ({parity.reason}). Nothing was written.{safer}"
         )
-    if perplexity is not None and not perplexity.artifact <= perplexity.keras * (1 + recipe.max_perplexity_rise):
+    if perplexity is not None and not perplexity.artifact <= perplexity.keras * (1 + recipe.bounds.perplexity_rise):
         raise ParityError(
             f"{where} has a perplexity of {perplexity.artifact:.3f} on {perplexity.data}, Keras {perplexity.keras:.3f}; "
-            f"the recipe allows a rise of {recipe.max_perplexity_rise:.1%}. Nothing was written.{safer}"
+            f"the recipe allows a rise of {recipe.bounds.perplexity_rise:.1%}. Nothing was written.{safer}"
         )

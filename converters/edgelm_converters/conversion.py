@@ -225,8 +225,6 @@ def _refuse_language_options(request: Request, recognition: Recognition) -> None
     what = (
         "an encoder" if recognition.spec is not None else f"not recognised as a language model ({recognition.reason})"
     )
-    if request.recipe.language_only:
-        raise RecipeError(f"The recipe '{request.recipe.name}' is for language models, and this model is {what}.")
     if request.targets and "litertlm" in request.targets:
         raise RecipeError(f"A .litertlm file holds a language model, and this model is {what}: use --to tflite.")
     given = {

@@ -136,11 +136,11 @@ def compare(
         inputs=samples.kind,
         max_abs_error=worst,
         reference_range=expected.range,
-        bound=recipe.relative_bound * max(expected.range, 1e-6),
+        bound=recipe.bounds.relative * max(expected.range, 1e-6),
         agreement=same / total if port.role in _CHOICES else None,
         # Random ids say nothing about labels: the classes of a model lie close together on them.
-        agreement_bound=recipe.agreement if port.role in _CHOICES and samples.kind == "real" else None,
-        reason=recipe.reason,
+        agreement_bound=recipe.bounds.agreement if port.role in _CHOICES and samples.kind == "real" else None,
+        reason=recipe.bounds.reason,
     )
     accuracy = Accuracy(samples.source, labelled, keras_right / labelled, right / labelled) if labelled else None
     _enforce(parity, accuracy, recipe, program)
@@ -172,10 +172,10 @@ def _enforce(parity: Parity, accuracy: Accuracy | None, recipe: Recipe, program:
     if accuracy is not None:
         noise = 2 * np.sqrt(max(1 - (parity.agreement or 1.0), 0.0) / accuracy.samples)
         drop = accuracy.keras - accuracy.artifact
-        if drop > recipe.max_accuracy_drop + noise:
+        if drop > recipe.bounds.accuracy_drop + noise:
             raise ParityError(
                 f"{where} is right on {accuracy.artifact:.1%} of {accuracy.data}, Keras on {accuracy.keras:.1%}; "
-                f"the recipe may cost {recipe.max_accuracy_drop:.1%}. Nothing was written.{safer}"
+                f"the recipe may cost {recipe.bounds.accuracy_drop:.1%}. Nothing was written.{safer}"
             )
 
 

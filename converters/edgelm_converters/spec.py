@@ -62,14 +62,15 @@ class Linear:
 
     Attributes:
         grid: Where the kernel was rounded to 4 bits already.
-        least_bits: 8 where a recipe of 4 bits stores this one in 8.
+        least_bits: The fewest that a recipe may store the kernel in: 8 under a recipe of 4 bits, or 16, which is float16 and
+            float32 arithmetic under every recipe with integers.
     """
 
     name: str
     kernel: Float32
     bias: Float32 | None
     grid: Grid | None = None
-    least_bits: Literal[4, 8] = 4
+    least_bits: Literal[4, 8, 16] = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +189,7 @@ class Embeddings:
         segment: ``(S, E)``; None where the model takes no segment ids.
         norm: After the sum.
         projection: ``(E, D)`` where the embeddings are narrower than the model (ALBERT).
+        least_bits: As `Linear.least_bits`, of the tables.
     """
 
     token: Float32
@@ -196,6 +198,7 @@ class Embeddings:
     norm: Norm | None = None
     projection: Linear | None = None
     token_scale: float = 1.0
+    least_bits: Literal[8, 16] = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +220,7 @@ class TokenHead:
         soft_cap: ``cap(x) = soft_cap * tanh(x / soft_cap)``; None where there is none.
         mixing: ``(D, D)``, small beside the identity: what is left of the last norm's gamma in a rotated model
             (`edgelm_converters.rotation`). None where there is none, as in every model that was just read.
+        least_bits: As `Linear.least_bits`, of the table; where it is tied, the embeddings' is the same.
     """
 
     name: str
@@ -224,6 +228,7 @@ class TokenHead:
     bias: Float32 | None = None
     soft_cap: float | None = None
     mixing: Linear | None = None
+    least_bits: Literal[8, 16] = 8
 
 
 @dataclass(frozen=True, eq=False)

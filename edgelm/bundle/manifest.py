@@ -6,7 +6,7 @@ them. Its JSON schema is ``manifest.schema.json`` beside this file, made from th
 
 The schema version is one integer. A reader opens every version up to its own, and refuses a newer one: a field that it
 does not know could change what the others mean. Version 2 brought models that generate: the task ``generate``, the kinds and
-caches of signatures, `GenerationRecord`.
+caches of signatures, `GenerationRecord`. Version 3 brought compression: `CompressionStep`, `CalibrationRecord`, `GateRecord`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ __all__ = [
     "Accuracy",
     "Artifact",
     "CacheRecord",
+    "CalibrationRecord",
+    "CompressionStep",
     "FileRecord",
+    "GateRecord",
+    "GateStep",
     "GenerationRecord",
     "Manifest",
     "ModelRecord",
@@ -38,7 +42,7 @@ __all__ = [
 ]
 
 FORMAT = "edgelm-bundle"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Task = Literal["classify", "embed", "raw", "generate"]
 Format = Literal["tflite", "onnx", "litertlm"]
@@ -171,6 +175,84 @@ class Perplexity:
 
 
 @dataclass(frozen=True)
+class CompressionStep:
+    """A step that made the model smaller before it was stored: what the artifacts are held against is the model after it.
+
+    Attributes:
+        step: What was done.
+        settings: As they were asked for.
+        parameters_before: Weights of the model before.
+        parameters_after: Likewise after.
+        notes: What it took and what it cost, a line each.
+    """
+
+    step: Literal["trim-vocabulary", "prune", "distil"]
+    settings: dict[str, int | float | str | bool | None]
+    parameters_before: int
+    parameters_after: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The data that ranges, roundings and corrections were fitted on.
+
+    Attributes:
+        data: The file's name, or what stood in for one.
+        samples: Samples that were used.
+        tokens: Tokens of them; None where there are none.
+        sha256: Of the file, hex; None where there is none.
+        ranges: How the range of an activation was chosen; None where none was.
+    """
+
+    data: str
+    samples: int
+    tokens: int | None
+    sha256: str | None
+    ranges: Literal["minmax", "percentile", "mse"] | None
+
+
+@dataclass(frozen=True)
+class GateStep:
+    """One artifact that was tried on the way through the gate.
+
+    Attributes:
+        kept: Parts of the model that were kept in more bits than the recipe's.
+        value: The metric.
+        size_bytes: Of the artifact.
+    """
+
+    kept: tuple[str, ...]
+    value: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """What an artifact had to keep of a metric, and how it came to.
+
+    Attributes:
+        metric: ``accuracy`` (a share), ``perplexity``, ``bleu``, or ``parity`` (the largest error as a share of the range).
+        data: The validation file.
+        samples: Samples of it, or tokens that were predicted.
+        keras: The metric of the Keras model as it was given, before any compression.
+        allowed: The most that may be lost of it: points of a share, a share of a perplexity, points of BLEU.
+        value: The artifact's.
+        steps: Every artifact that was tried, in order; the last one was written.
+        ranking: How much each part of the model costs where it alone is compressed, worst first; empty where none was kept.
+    """
+
+    metric: Literal["accuracy", "perplexity", "bleu", "parity"]
+    data: str
+    samples: int
+    keras: float
+    allowed: float
+    value: float
+    steps: tuple[GateStep, ...]
+    ranking: dict[str, float]
+
+
+@dataclass(frozen=True)
 class RuntimeRecord:
     """A runtime, and whether it may open the artifact.
 
@@ -203,6 +285,7 @@ class Artifact:
         operators: Count of each operator in one pass through the model.
         notes: What was skipped, kept in float, or done otherwise than asked.
         perplexity: Of a language model, where text was given.
+        gate: Where a metric was asked for that must be kept.
     """
 
     format: Format
@@ -216,6 +299,7 @@ class Artifact:
     operators: dict[str, int]
     notes: tuple[str, ...] = ()
     perplexity: Perplexity | None = None
+    gate: GateRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +389,8 @@ class Manifest:
         files: Every file of the bundle but the manifest itself.
         tool_versions: Packages that made it.
         generation: Where the task is ``generate``.
+        compression: What made the model smaller before its weights were stored, in order.
+        calibration: What the weights and ranges were fitted on, where something was.
     """
 
     format: str
@@ -323,6 +409,8 @@ class Manifest:
     tool_versions: dict[str, str]
     notes: tuple[str, ...] = field(default=())
     generation: GenerationRecord | None = None
+    compression: tuple[CompressionStep, ...] = ()
+    calibration: CalibrationRecord | None = None
 
     def to_json(self) -> str:
         """Return the manifest as it stands in ``manifest.json``."""

@@ -29,11 +29,11 @@ from edgelm_converters.emit.onnx_decoder_blocks import DecoderFlow, cached_width
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.quantize import check_finite
-from edgelm_converters.recipes import RECIPES
 from edgelm_converters.spec import TokenHead, TransformerSpec
 
 __all__ = ["emit_onnx_decoder"]
 
+_RECIPES = ("fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32")
 _INT32 = 6  # onnx.TensorProto's number, as a Cast takes it
 _IDS, _MASK, _LOGITS, _COUNT = "input_ids", "attention_mask", "logits", "logits_count"
 # Up to 1.23, GroupQueryAttention saw one position more than local_window_size says (tried: 1.22.1, 1.23.2; right in 1.24.1).
@@ -67,8 +67,8 @@ def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context
         RecipeError: The recipe is unknown, or a weight is too large for float16.
         ConversionError: The context is longer than the spec takes.
     """
-    if recipe not in RECIPES:
-        raise RecipeError(unknown_name("recipe", recipe, RECIPES))
+    if recipe not in _RECIPES:
+        raise RecipeError(unknown_name("recipe", recipe, _RECIPES))
     head = _check(spec, context_length)
     check_finite(spec)
     graph = Graph()
