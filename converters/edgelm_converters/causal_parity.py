@@ -19,7 +19,7 @@ from edgelm.bundle import Parity, Perplexity
 from edgelm.errors import ConversionError, ParityError
 from edgelm_converters.recipes import Recipe
 
-__all__ = ["Sequences", "Tick", "compare_scores", "surprise"]
+__all__ = ["Sequences", "Tick", "compare_scores", "divergence", "enforce_scores", "surprise"]
 
 Tick = Callable[[int, int], None]
 Float32 = NDArray[np.float32]
@@ -56,6 +56,13 @@ class Sequences:
         """Tokens that were predicted: all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.ids)
 
+    @property
+    def perplexity(self) -> float | None:
+        """Keras's, of a token; None where the sequences are no text."""
+        if self.kind != "real" or not self.predicted:
+            return None
+        return float(np.exp(sum(self.surprise) / self.predicted))
+
 
 def surprise(ids: NDArray[np.int32], scores: Float32) -> float:
     """Return the sum of the negative log-likelihoods, in nats, of the tokens but the first, which nothing predicts.
@@ -76,8 +83,9 @@ def compare_scores(
 ) -> tuple[Parity, Perplexity | None]:
     """Hold a language model against Keras: all at once, then prefilled and decoded token by token.
 
+    `enforce_scores` holds what comes out against the recipe's bounds.
+
     Raises:
-        ParityError: Its scores leave the recipe's bound, or its perplexity rises by more than the recipe allows.
         ConversionError: It answers with NaN or infinity.
     """
     worst, same, positions, surprised = 0.0, 0, 0, 0.0
@@ -107,11 +115,34 @@ def compare_scores(
     )
     count = sequences.predicted
     perplexity = None
-    if sequences.kind == "real" and count:
-        keras, artifact = (float(np.exp(total / count)) for total in (sum(sequences.surprise), surprised))
-        perplexity = Perplexity(sequences.source, count, keras, artifact)
-    _enforce(parity, perplexity, recipe, program)
+    keras = sequences.perplexity
+    if keras is not None:
+        perplexity = Perplexity(sequences.source, count, keras, float(np.exp(surprised / count)))
     return parity, perplexity
+
+
+def divergence(program: CausalProgram, sequences: Sequences) -> float:
+    """Return how far a language model's next tokens are from Keras's: the mean Kullback-Leibler divergence, in nats.
+
+    Raises:
+        ConversionError: It answers with NaN or infinity.
+    """
+    total, count = 0.0, 0
+    for ids, wanted in zip(sequences.ids, sequences.scores, strict=False):
+        keras, mine = (
+            _log_softmax(rows.astype(np.float64)) for rows in (wanted, program.forward(ids, 0, logits="all"))
+        )
+        total += float((np.exp(keras) * (keras - mine)).sum())
+        count += len(ids)
+    if not np.isfinite(total):
+        raise ConversionError(f"{program.facts.runtime} answers with NaN or infinity where Keras does not.")
+    return total / max(count, 1)
+
+
+def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred: NDArray[np.float64] = scores - scores.max(axis=-1, keepdims=True)
+    centred -= np.log(np.exp(centred).sum(axis=-1, keepdims=True))
+    return centred
 
 
 def _decoded_differences(program: CausalProgram, ids: NDArray[np.int32], wanted: Float32) -> Sequence[float]:
@@ -138,9 +169,14 @@ def _centred(scores: Float32) -> NDArray[np.float64]:
     return centred
 
 
-def _enforce(parity: Parity, perplexity: Perplexity | None, recipe: Recipe, program: CausalProgram) -> None:
+def enforce_scores(parity: Parity, perplexity: Perplexity | None, recipe: Recipe, runtime: str) -> None:
+    """Hold what was measured against the recipe's bounds.
+
+    Raises:
+        ParityError: The scores leave the bound, or the perplexity rises by more than the recipe allows.
+    """
     safer = "" if recipe.name == "fp32" else " Try a recipe with more bits (int8, fp16 or fp32)."
-    where = f"{program.facts.runtime} ({recipe.name})"
+    where = f"{runtime} ({recipe.name})"
     if not parity.max_abs_error <= parity.bound:
         raise ParityError(
             f"{where} is off by up to {parity.max_abs_error:.3g} on scores of up to {parity.reference_range:.3g}; "

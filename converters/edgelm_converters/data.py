@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import InputError
 
-__all__ = ["Dataset", "read_dataset", "read_labels"]
+__all__ = ["Dataset", "read_dataset", "read_labels", "thin"]
 
 _TEXT_COLUMNS = ("text", "sentence", "question", "query", "utterance", "review", "t")
 _LABEL_COLUMNS = ("label", "category", "intent", "class", "sentiment", "s")
@@ -160,3 +160,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
             f"The labels file {path} {why}: it needs one name a class, in the order of the model's outputs."
         )
     return labels
+
+
+def thin(data: Dataset, count: int) -> Dataset:
+    """Return at most `count` samples, evenly spread over the file."""
+    if len(data) <= count:
+        return data
+    rows = np.linspace(0, len(data) - 1, count).astype(int)
+    return Dataset(
+        data.name,
+        tuple(data.texts[row] for row in rows) if data.texts is not None else None,
+        {name: array[rows] for name, array in data.arrays.items()} if data.arrays is not None else None,
+        tuple(data.labels[row] for row in rows) if data.labels is not None else None,
+    )

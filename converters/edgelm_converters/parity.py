@@ -12,12 +12,13 @@ from edgelm_runtimes.program import Program
 from numpy.typing import NDArray
 
 from edgelm.bundle import Accuracy, Parity, Port, Signature
+from edgelm.bundle.manifest import Role
 from edgelm.errors import ConversionError, ParityError
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.reference import Reference
 from edgelm_converters.samples import Sample, SampleSet, group_by_length, pad_batch
 
-__all__ = ["Expected", "Tick", "compare", "expect"]
+__all__ = ["Expected", "Tick", "accuracy_of", "compare", "deviation", "enforce", "expect"]
 
 Tick = Callable[[int, int], None]
 Outputs = dict[str, NDArray[Any]]
@@ -104,10 +105,9 @@ def compare(
     pad_id: int,
     tick: Tick = lambda done, total: None,
 ) -> tuple[Parity, Accuracy | None]:
-    """Hold an artifact against Keras.
+    """Hold an artifact against Keras; `enforce` holds what comes out against the recipe's bounds.
 
     Raises:
-        ParityError: Its numbers leave the recipe's bound, or it loses more accuracy than the recipe allows.
         ConversionError: It answers with NaN or infinity.
     """
     port = signatures[0].outputs[0]
@@ -143,17 +143,48 @@ def compare(
         reason=recipe.bounds.reason,
     )
     accuracy = Accuracy(samples.source, labelled, keras_right / labelled, right / labelled) if labelled else None
-    _enforce(parity, accuracy, recipe, program)
     return parity, accuracy
 
 
-def _enforce(parity: Parity, accuracy: Accuracy | None, recipe: Recipe, program: Program) -> None:
+def deviation(
+    program: Program, signatures: Sequence[Signature], samples: SampleSet, expected: Expected, *, pad_id: int
+) -> float:
+    """Return how far an artifact's answers are off: root mean square, as a share of the largest of Keras's.
+
+    Raises:
+        ConversionError: It answers with NaN or infinity.
+    """
+    squares, count = 0.0, 0
+    for sample, answer in zip(samples.samples, expected.outputs, strict=True):
+        for ours, theirs in _pair(_run(program, signatures, sample, pad_id), answer):
+            squares += float(np.square(ours.astype(np.float64) - theirs).sum())
+            count += ours.size
+    if not np.isfinite(squares):
+        raise ConversionError(f"{program.facts.runtime} answers with NaN or infinity where Keras does not.")
+    return float(np.sqrt(squares / max(count, 1)) / max(expected.range, 1e-6))
+
+
+def accuracy_of(expected: Expected, samples: SampleSet, role: Role) -> float | None:
+    """Return the share of the labelled samples that Keras itself is right on; None where none has a label."""
+    if role not in _CHOICES:
+        return None
+    pairs = zip(samples.samples, expected.outputs, strict=True)
+    right = [_top(answer, role) == sample.label for sample, answer in pairs if sample.label is not None]
+    return sum(right) / len(right) if right else None
+
+
+def enforce(parity: Parity, accuracy: Accuracy | None, recipe: Recipe, runtime: str) -> None:
+    """Hold what was measured against the recipe's bounds.
+
+    Raises:
+        ParityError: The numbers leave the bound, or more accuracy is lost than the recipe allows.
+    """
     safer = (
         ""
         if recipe.name == "fp32"
         else " Try --recipe fp16 or fp32, or see what changed with --to onnx or --to tflite alone."
     )
-    where = f"{program.facts.runtime} ({recipe.name})"
+    where = f"{runtime} ({recipe.name})"
     if not parity.max_abs_error <= parity.bound:
         raise ParityError(
             f"{where} is off by up to {parity.max_abs_error:.3g} on outputs of up to {parity.reference_range:.3g}; "

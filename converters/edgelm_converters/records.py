@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from edgelm.bundle import ModelRecord
+from edgelm.bundle import CalibrationRecord, ModelRecord
 from edgelm_converters.families import Recognition
 from edgelm_converters.source import Source
 
-__all__ = ["model_record", "tool_versions"]
+__all__ = ["calibration_record", "model_record", "tool_versions"]
 
 _TOOLS = (
     "edgelm",
@@ -20,6 +22,7 @@ _TOOLS = (
     "keras-hub",
     "tensorflow",
     "ai-edge-litert",
+    "ai-edge-quantizer",
     "litert-lm-builder",
     "onnx",
     "onnxruntime",
@@ -58,3 +61,19 @@ def tool_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def calibration_record(
+    path: Path, *, samples: int, tokens: int | None, ranges: Literal["minmax", "percentile", "mse"] | None
+) -> CalibrationRecord:
+    """Return what the manifest says of a file that ranges, roundings or corrections were fitted on.
+
+    Args:
+        path: The file.
+        samples: Those of it that were used.
+        tokens: Of all of them; None where they have none.
+        ranges: How ranges were chosen; None where none were.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return CalibrationRecord(path.name, samples, tokens, digest, ranges)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.bundle.manifest import Format
+from edgelm_converters.chain import Chain
 from edgelm_converters.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Request:
 
     name: str
     targets: tuple[Format, ...] | None
-    recipe: Recipe
+    chain: Chain
     tokenizer: str | Path | Tokenizer | None
     labels: str | Path | Sequence[str] | None
     calibration: str | Path | None
@@ -33,3 +34,8 @@ class Request:
     chat_template: str | Path | None
     cache_lengths: tuple[int, ...] | None
     prefill_lengths: tuple[int, ...] | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the weights are stored."""
+        return self.chain.recipe

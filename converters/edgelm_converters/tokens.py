@@ -58,6 +58,20 @@ class Tokens:
         tokenizer.no_padding()
         return dataclasses.replace(self, tokenizer=tokenizer, max_length=maximum)
 
+    def with_tokenizer(self, tokenizer: Tokenizer | None, vocabulary_size: int) -> Tokens:
+        """Return the same with another tokenizer, of a model whose vocabulary was trimmed; texts are cut where they were.
+
+        Raises:
+            TokenizerError: The tokenizer has ids beyond the vocabulary.
+        """
+        if tokenizer is None or tokenizer is self.tokenizer:
+            return dataclasses.replace(self, vocabulary_size=vocabulary_size)
+        from edgelm_converters.tokenizer import check_fits, describe
+
+        check_fits(tokenizer, vocabulary_size)
+        record = describe(tokenizer, max_length=self.max_length or _UNBOUNDED)
+        return dataclasses.replace(self, tokenizer=tokenizer, pad_id=record.pad_id, vocabulary_size=vocabulary_size)
+
     def bounded_by(self, context: int) -> Tokens:
         """Return the same with a tokenizer that neither cuts nor pads: a language model refuses what is too long."""
         if self.tokenizer is None:

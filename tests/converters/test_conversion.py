@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgelm_converters import conversion, convert
+from edgelm_converters import convert, run_artifact
 from edgelm_runtimes import load, verify
 
 from edgelm.bundle import open_bundle
@@ -365,7 +365,7 @@ def test_interrupting_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "compare", interrupt)
+    monkeypatch.setattr(run_artifact, "compare", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(small_classifier(), tmp_path / "m.edgelm", to="onnx")
     _assert_nothing_written(tmp_path)

@@ -223,7 +223,6 @@ def encoder() -> Any:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"recipe": "int4"}, RecipeError, "is for language models, and this model is"),
         ({"to": ["litertlm"]}, RecipeError, "holds a language model, and this model is"),
         ({"cache_lengths": [16]}, InputError, "--cache-length is for language models"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgelm_converters import recipes
-from edgelm_converters.parity import compare, expect
+from edgelm_converters.parity import accuracy_of, compare, deviation, enforce, expect
 from edgelm_converters.reference import Reference
 from edgelm_converters.samples import Sample, SampleSet
 from edgelm_runtimes.program import Arrays, ProgramFacts
@@ -76,7 +77,9 @@ def _samples(kind: Any = "real", count: int = 40) -> SampleSet:
 def _compare(program: _Program, recipe: str = "fp32", samples: SampleSet | None = None) -> Any:
     samples = samples or _samples()
     expected = expect(_reference(), samples, lengths=(6, 8), pad_id=0, output=None)
-    return compare(program, _SIGNATURES, samples, expected, recipe=recipes.find(recipe), pad_id=0)
+    found = compare(program, _SIGNATURES, samples, expected, recipe=recipes.find(recipe), pad_id=0)
+    enforce(*found, recipes.find(recipe), "litert")
+    return found
 
 
 def test_a_right_artifact_passes_in_the_smallest_bucket_that_fits() -> None:
@@ -136,8 +139,28 @@ def test_a_model_that_sees_its_padding_shows_in_the_comparison() -> None:
     samples = _samples()
     expected = expect(_reference(averaged), samples, lengths=(6, 8), pad_id=0, output=None)
     program = _Program(lambda y: y / program.lengths[-1])
+    found = compare(program, _SIGNATURES, samples, expected, recipe=recipes.find("fp32"), pad_id=0)
     with pytest.raises(ParityError, match="off by up to"):
-        compare(program, _SIGNATURES, samples, expected, recipe=recipes.find("fp32"), pad_id=0)
+        enforce(*found, recipes.find("fp32"), "litert")
+
+
+def test_keras_own_accuracy_is_that_of_its_answers() -> None:
+    samples = _samples()
+    expected = expect(_reference(), samples, lengths=(6, 8), pad_id=0, output=None)
+    assert accuracy_of(expected, samples, "logits") == 1
+    wrong = dataclasses.replace(
+        samples, samples=tuple(dataclasses.replace(s, label=(s.label or 0) + 1) for s in samples.samples)
+    )
+    assert accuracy_of(expected, wrong, "logits") == 0
+    assert accuracy_of(expected, samples, "embedding") is None
+
+
+def test_the_deviation_is_the_root_mean_square_as_a_share_of_the_range() -> None:
+    samples = _samples()
+    expected = expect(_reference(), samples, lengths=(6, 8), pad_id=0, output=None)
+    program = _Program(lambda y: y + np.float32(0.5))
+    # Every element is off by the same 0.5, of outputs of up to 10.
+    assert deviation(program, _SIGNATURES, samples, expected, pad_id=0) == pytest.approx(0.05)
 
 
 def test_a_sample_longer_than_the_model_is_told() -> None:
