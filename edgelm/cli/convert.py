@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgelm.bundle import Manifest
-from edgelm.cli.describe import summary_row
+from edgelm.cli.describe import compression_line, gate_line, summary_row
 from edgelm.cli.output import json_option, print_json, progress_bar, table
 
 __all__ = ["convert"]
@@ -22,10 +22,31 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--to", "targets", multiple=True, help="tflite, onnx or litertlm; several may be given. All that fit without it."
 )
-@click.option("--recipe", default="int8", show_default=True, help="fp32, fp16, int8, or int4 for a language model.")
+@click.option(
+    "--recipe",
+    default="int8",
+    show_default=True,
+    help="How weights are stored: fp32, fp16, int8, int4, full-int8, a longer name, or a TOML file with a whole chain.",
+)
+@click.option("--prune", help="What to remove first: heads=0.25,ffn=0.3,layers=2.")
+@click.option("--trim-vocabulary", type=_FILE, help="Keep the tokens that these texts need: txt, csv, tsv or jsonl.")
+@click.option("--metric", help="accuracy, perplexity or parity: what --max-drop is about, on --validation.")
+@click.option(
+    "--max-drop",
+    type=float,
+    help="The most that may be lost: points of accuracy (0.01 = one of a hundred), a share of a perplexity, or of the range. "
+    "The worst parts are kept in more bits until it holds, or nothing is written.",
+)
+@click.option("--sensitivity", is_flag=True, help="With --metric: rank the parts by what each costs, in any case.")
+@click.option("--ranges", help="full-int8: how activations' ranges are chosen: minmax, percentile or mse.")
+@click.option("--integer-io", is_flag=True, help="full-int8: integers at inputs and outputs too, as an Edge TPU wants.")
 @click.option("--tokenizer", type=_FILE, help="tokenizer.json, vocab.txt, SentencePiece .model or a preset folder.")
 @click.option("--labels", type=_FILE, help="Class names in order: a line each, or a JSON list.")
-@click.option("--calibration", type=_FILE, help="Real inputs to compare with Keras on: csv, tsv, jsonl, txt or npz.")
+@click.option(
+    "--calibration",
+    type=_FILE,
+    help="Real inputs to compare with Keras on, and to fit what is fitted: csv, tsv, jsonl, txt or npz.",
+)
 @click.option(
     "--validation", type=_FILE, help="Labelled data, or text for a language model: accuracy or perplexity is measured."
 )
@@ -49,6 +70,13 @@ def convert(
     output: Path,
     targets: tuple[str, ...],
     recipe: str,
+    prune: str | None,
+    trim_vocabulary: Path | None,
+    metric: str | None,
+    max_drop: float | None,
+    sensitivity: bool,
+    ranges: str | None,
+    integer_io: bool,
     tokenizer: Path | None,
     labels: Path | None,
     calibration: Path | None,
@@ -74,6 +102,13 @@ def convert(
             output,
             to=targets or None,
             recipe=recipe,
+            prune=prune,
+            trim_vocabulary=trim_vocabulary,
+            metric=metric,
+            max_drop=max_drop,
+            sensitivity=sensitivity,
+            ranges=ranges,
+            integer_io=integer_io,
             tokenizer=tokenizer,
             labels=labels,
             calibration=calibration,
@@ -102,5 +137,10 @@ def _print_summary(path: Path, manifest: Manifest) -> None:
         [summary_row(artifact) for artifact in manifest.artifacts],
         ("format", "size", "checked on", "largest error", *last),
     )
+    for step in manifest.compression:
+        click.echo(compression_line(step))
+    for artifact in manifest.artifacts:
+        if artifact.gate is not None:
+            click.echo(f"{artifact.format}: {gate_line(artifact.gate)}")
     for note in manifest.notes:
         click.echo(f"note: {note}")

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgelm.bundle import Accuracy, Artifact, GenerationRecord, Manifest, Parity, Perplexity, RuntimeRecord
+from edgelm.bundle import (
+    Accuracy,
+    Artifact,
+    CalibrationRecord,
+    CompressionStep,
+    GateRecord,
+    GenerationRecord,
+    Manifest,
+    Parity,
+    Perplexity,
+    RuntimeRecord,
+)
 from edgelm.cli.output import size
 
 if TYPE_CHECKING:
     from edgelm_runtimes import RuntimeCheck, VerifyReport
 
-__all__ = ["artifact_rows", "manifest_rows", "summary_row", "verify_rows"]
+__all__ = ["artifact_rows", "compression_line", "gate_line", "manifest_rows", "summary_row", "verify_rows"]
 
 Rows = list[tuple[str, ...]]
 
@@ -25,7 +36,10 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("model", f"{model.source} ({model.name}), {model.parameters:,} parameters"),
         ("read as", f"{model.family}, recognised" if model.family else f"traced: {model.reason}"),
         *(("", f"{key.replace('_', ' ')}: {value}") for key, value in model.architecture.items()),
+        *(("made smaller", compression_line(step)) for step in manifest.compression),
+        *(("", note) for step in manifest.compression for note in step.notes),
         ("recipe", manifest.recipe),
+        *([("fitted on", _calibration(manifest.calibration))] if manifest.calibration else []),
         *(_generation_rows(manifest.generation) if manifest.generation else [("padding", manifest.padding)]),
         (
             "tokenizer",
@@ -57,10 +71,49 @@ def artifact_rows(artifact: Artifact) -> Rows:
         ("perplexity", _perplexity(artifact.perplexity))
         if _is_language(artifact)
         else ("accuracy", _accuracy(artifact.accuracy)),
+        *(_gate_rows(artifact.gate) if artifact.gate else []),
         *((f"in {record.runtime}", _runtime(record)) for record in artifact.runtimes),
         ("operators", ", ".join(f"{count} {name}" for name, count in operators)),
         *(("note", note) for note in artifact.notes),
     ]
+
+
+def compression_line(step: CompressionStep) -> str:
+    """Return a step of a chain in one line."""
+    settings = ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)
+    share = step.parameters_after / step.parameters_before
+    return f"{step.step} ({settings}): {step.parameters_before:,} parameters became {step.parameters_after:,} ({share:.1%})"
+
+
+def _calibration(record: CalibrationRecord) -> str:
+    tokens = "" if record.tokens is None else f", {record.tokens:,} tokens"
+    ranges = "" if record.ranges is None else f"; ranges by {record.ranges}"
+    digest = "" if record.sha256 is None else f" (sha256 {record.sha256[:12]}…)"
+    return f"{record.samples:,} samples{tokens} of {record.data}{digest}{ranges}"
+
+
+def gate_line(gate: GateRecord) -> str:
+    """Return what a gate measured and what it took, in one line."""
+    kept = gate.steps[-1].kept
+    how = (
+        f"{len(kept)} parts kept in more bits, {len(gate.steps)} artifacts tried"
+        if kept
+        else "nothing kept in more bits"
+    )
+    keras = "" if gate.metric == "parity" else f", Keras {gate.keras:.4g}"
+    where = f"on {gate.samples:,} of {gate.data}"
+    return f"{gate.metric} {gate.value:.4g}{keras} {where}; allowed to lose {gate.allowed:g}: passed, {how}"
+
+
+def _gate_rows(gate: GateRecord) -> Rows:
+    """Return each artifact that was tried, and what was kept in it beyond the one before."""
+    rows: Rows = [("gate", gate_line(gate))]
+    before: tuple[str, ...] = ()
+    for step in gate.steps:
+        added = ", ".join(name for name in step.kept if name not in before) or "nothing kept"
+        rows.append(("", f"{gate.metric} {step.value:.4g}, {size(step.size_bytes)}: {added}"))
+        before = step.kept
+    return rows
 
 
 def summary_row(artifact: Artifact) -> tuple[str, ...]:

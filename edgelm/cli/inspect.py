@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
-from edgelm.bundle import open_bundle
+from edgelm.bench.output import write_text
+from edgelm.bundle import GateRecord, Manifest, open_bundle
 from edgelm.bundle import pack as pack_bundle
 from edgelm.cli.describe import artifact_rows, manifest_rows, verify_rows
 from edgelm.cli.output import json_option, print_json, table
-from edgelm.errors import IntegrityError
+from edgelm.errors import InputError, IntegrityError
+from edgelm.report.ranking import kept_parts, ranking_rows, ranking_svg
 
 __all__ = ["inspect", "pack", "verify"]
 
@@ -20,11 +22,19 @@ _FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("bundle", type=_FILE)
+@click.option("--sensitivity", is_flag=True, help="Rank the parts of the model by what compressing each alone costs.")
+@click.option("-o", "--output", type=_FILE, help="With --sensitivity: write the ranking as a picture, NAME.svg.")
+@click.option("--force", is_flag=True, help="Replace a picture that exists.")
 @json_option
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, sensitivity: bool, output: Path | None, force: bool, as_json: bool) -> None:
     """Show what BUNDLE holds, how it was made and what that cost. Every file's checksum is checked."""
+    if output is not None and not sensitivity:
+        raise InputError("--output is for the picture of a ranking: give --sensitivity with it.")
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
+    if sensitivity:
+        _show_ranking(manifest, output, force=force, as_json=as_json)
+        return
     if as_json:
         print_json(asdict(manifest))
         return
@@ -32,6 +42,28 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for artifact in manifest.artifacts:
         click.echo("")
         table(artifact_rows(artifact))
+
+
+def _show_ranking(manifest: Manifest, output: Path | None, *, force: bool, as_json: bool) -> None:
+    """Show what each part of the model costs, as a table with bars and as a picture."""
+    gates: dict[str, GateRecord | None] = {artifact.format: artifact.gate for artifact in manifest.artifacts}
+    ranked = {name: gate for name, gate in gates.items() if gate is not None and gate.ranking}
+    if not ranked:
+        raise InputError(
+            f"{manifest.name} holds no ranking of its parts: convert it again with --metric, --max-drop, --validation and "
+            "--sensitivity."
+        )
+    if as_json:
+        print_json({name: gate.ranking for name, gate in ranked.items()})
+        return
+    language = manifest.task == "generate"
+    what = "divergence from Keras, nats a token" if language else "error, share of the largest output"
+    for name, gate in ranked.items():
+        click.echo(f"{name}, {manifest.recipe}: {what}, where a part alone is compressed; * is kept in more bits")
+        table(ranking_rows(gate.ranking, kept_parts(gate)))
+    if output is not None:
+        write_text(ranking_svg(ranked, title=f"{manifest.name}, {manifest.recipe}: {what}"), output, force=force)
+        click.echo(output)
 
 
 @click.command()
