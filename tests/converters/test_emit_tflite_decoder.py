@@ -13,6 +13,7 @@ from edgelm_converters.emit.tflite import operator_histogram
 from edgelm_converters.emit.tflite_decoder import decoder_notes, default_caches, default_prefill, emit_tflite_decoder
 from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.emit.tflite_weights import Store, plain
+from edgelm_converters.recipes import RECIPES as ALL_RECIPES
 from edgelm_converters.spec import Linear, Stack, TransformerSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -299,7 +300,7 @@ def _four_bit_tensors(path: Path) -> list[NDArray[np.float64]]:
 
 def _linear_file(path: Path, kernel: NDArray[np.float32]) -> None:
     model = tflite_file.Model("one product")
-    store = Store(Weights(model), "dynamic_wi4b32_afp32")
+    store = Store(Weights(model), ALL_RECIPES["dynamic_wi4b32_afp32"])
     graph = Graph(store.weights, "main")
     graph.output("y", store.linear(graph, plain(Linear("linear", kernel, None)), graph.input("x", (3, 128), "float32")))
     tflite_file.write_model(model, path)
@@ -331,7 +332,7 @@ def test_uneven_kernels_stay_int8_and_it_is_said(tmp_path: Path) -> None:
     widths = {tensor.shape[1] for tensor in _four_bit_tensors(path)}
     assert widths == {64, 96}  # what follows the heads, and the feed-forward's hidden layer
     notes = decoder_notes(spec, "dynamic_wi4b32_afp32")
-    assert any("10 kernels are int8, not int4: their inputs are no multiple of 32" in note for note in notes)
+    assert any("10 kernels are int8, not int4: inputs are no multiple of 32" in note for note in notes)
     assert decoder_notes(spec, "dynamic_wi8_afp32") == ()
     assert len(decoder_notes(_spec(), "dynamic_wi4b32_afp32")) == 1
 

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from edgelm.bundle.manifest import Port, Signature
-from edgelm.errors import RecipeError, unknown_name
 from edgelm_converters.emit.onnx_blocks import Flow, activate, embed, encode_layer, normalise, start
 from edgelm_converters.emit.onnx_file import operator_histogram
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.onnx_weights import FLOAT
-from edgelm_converters.emit.quantize import check_finite
+from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["emit_onnx", "operator_histogram"]
 
-_RECIPES = ("fp32", "fp16", "dynamic_wi8_afp32")
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -31,9 +29,8 @@ def emit_onnx(spec: TransformerSpec, path: Path, *, recipe: str) -> tuple[Signat
     Args:
         spec: The model. Where it has a `fixed_length`, that is the length of the sequence axis.
         path: The file to write. Weights of more than 1 GiB go to ``NAME.onnx.data`` beside it.
-        recipe: ``fp32``; ``fp16``: matrices and tables stored as float16, computed in float32, half the file;
-            ``dynamic_wi8_afp32``: int8 matrices and tables with a scale a channel, a quarter of the file; one scale for
-            all activations of a product, found at run time.
+        recipe: Any without calibrated ranges (`edgelm_converters.recipes`); what each becomes says
+            `edgelm_converters.emit.onnx_weights.Weights`.
 
     Returns:
         The one signature, ``"main"``.
@@ -42,11 +39,10 @@ def emit_onnx(spec: TransformerSpec, path: Path, *, recipe: str) -> tuple[Signat
         ModelError: A weight holds a NaN or an infinity.
         RecipeError: The recipe is unknown, or a weight is too large for float16.
     """
-    if recipe not in _RECIPES:
-        raise RecipeError(unknown_name("recipe", recipe, _RECIPES))
+    chosen = weight_recipe(recipe)
     check_finite(spec)
     graph = Graph()
-    flow = start(spec, graph, recipe)
+    flow = start(spec, graph, chosen)
     graph.rename(_answer(flow, spec, _encode(flow, spec)), spec.output_name)
     signature = _signature(spec)
     graph.write(path, spec.name, signature.inputs, signature.outputs)

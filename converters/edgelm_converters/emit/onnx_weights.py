@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
+from edgelm_converters.emit.blocks import pack_pairs, quantize_blocks
 from edgelm_converters.emit.onnx_graph import Graph
-from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
+from edgelm_converters.emit.quantize import Form, quantize_weight, stored_form
+from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import Float32, Linear
 
 __all__ = ["BOOL", "FLOAT", "Weights"]
@@ -38,7 +40,7 @@ class Weights:
     """
 
     graph: Graph
-    recipe: str
+    recipe: Recipe
     shared: frozenset[int] = frozenset()
 
     def linear(self, x: str, linear: Linear) -> str:
@@ -48,30 +50,19 @@ class Weights:
 
     def product(self, x: str, linear: Linear, bias: str | None) -> str:
         """Return ``x @ kernel + bias`` for float32 rows `x`, with the tensor `bias` in place of the layer's own."""
-        graph = self.graph
-        bias_names = () if bias is None else (bias,)
-        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(linear.kernel):
-            values, scale = self._int8(linear.kernel, f"{linear.name}/kernel", axis=1)
-            if id(linear.kernel) in self.shared:
-                # Folded when the file is loaded, so that each product has its own constant. Where x64quantprecision (below)
-                # turns int8 weights into uint8 ones, ONNX Runtime 1.32 does so once a product, and fails at the second
-                # ("Attempt to replace the existing tensor"). An end that is another one each time, and behind the
-                # last row, keeps it from merging the copies again.
-                zero, end = graph.constant([0]), graph.constant([linear.kernel.shape[0] + 1 + graph.size])
-                values = graph.node("Slice", values, zero, end, zero)
-            # One scale for all of x, shared by the products that read it. ONNX Runtime merges the two nodes into
-            # DynamicQuantizeMatMul where only one product does. 128 tokens of a 4×256 BERT, one thread, Zen 4 with VNNI:
-            # 3.07 ms; with MatMulNBits of 8 bits (blocks of 128) 5.80, with uint8 weights 5.46, float32 7.72.
-            # An x86 core without VNNI adds pairs of uint8 x int8 products in 16 bits and saturates. ONNX Runtime's option
-            # session.x64quantprecision avoids it there; seven-bit or uint8 weights would cost every other device.
-            x_values, x_scale, x_zero = graph.nodes("DynamicQuantizeLinear", x, outputs=3)
-            inputs = (x_values, values, x_scale, scale, x_zero, "", *bias_names)
-            return graph.node("MatMulIntegerToFloat", *inputs[: None if bias_names else 5], contrib=True)
+        kernel, name = linear.kernel, f"{linear.name}/kernel"
+        form = stored_form(self.recipe, kernel.shape, linear.least_bits)
+        if form == "int4":
+            return self._four_bits(x, linear, name, bias)
+        if form == "int8" and self.recipe.activations == "dynamic":
+            return self._integers(x, kernel, name, bias)
         # Rows of two dimensions keep ONNX Runtime from merging Add and LayerNormalization into SkipLayerNormalization, which
         # takes 170 µs instead of 42 on 128×256 values (1.32: a scalar loop).
-        return graph.node("Gemm", x, self._float(linear.kernel, f"{linear.name}/kernel"), *bias_names)
+        return self.graph.node("Gemm", x, self._float(kernel, name, form), *(() if bias is None else (bias,)))
 
-    def rows(self, table: Float32, name: str, pick: Callable[[str], str], *, factor: float = 1.0) -> str:
+    def rows(
+        self, table: Float32, name: str, pick: Callable[[str], str], *, factor: float = 1.0, least_bits: int
+    ) -> str:
         """Return some rows of a table in float32, times `factor`.
 
         Args:
@@ -79,23 +70,59 @@ class Weights:
             name: What it is called in the file.
             pick: Adds the nodes that pick rows out of a tensor ``(V, …)``, and returns their output.
             factor: On every value; it is folded into the stored table or its scales.
+            least_bits: As `Embeddings` has them.
         """
         graph = self.graph
-        if self.recipe == "dynamic_wi8_afp32" and worth_quantizing(table):
+        form = stored_form(self.recipe, table.shape, least_bits)
+        if form == "int8":
             values, scale = self._int8(table, name, axis=0, factor=factor)
             picked = pick(scale)
             if graph.is_half(scale):
                 picked = graph.node("Cast", picked, to=FLOAT)
             return graph.node("Mul", graph.node("Cast", pick(values), to=FLOAT), picked)
         scaled = table if factor == 1.0 else table * np.float32(factor)
-        if self.recipe == "fp16" and worth_quantizing(table):
+        if form == "float16":
             return graph.node("Cast", pick(self._half(scaled, name)), to=FLOAT)
         return pick(graph.tensor(scaled, name))
 
-    def _float(self, kernel: Float32, name: str) -> str:
-        if self.recipe == "fp16" and worth_quantizing(kernel):
-            return self.graph.node("Cast", self._half(kernel, name), to=FLOAT)
-        return self.graph.tensor(kernel, name)
+    def _four_bits(self, x: str, linear: Linear, name: str, bias: str | None) -> str:
+        """Return a product whose kernel has a scale for each block of inputs; so have the rows, which are rounded to 8 bits."""
+        block, (inputs, outputs) = self.recipe.block or 0, linear.kernel.shape
+        values, scale = self._blocks(linear.kernel, name, block)
+        return self.graph.node(
+            "MatMulNBits", x, values, scale, *(() if bias is None else ("", "", bias)), contrib=True,
+            K=inputs, N=outputs, bits=4, block_size=block, accuracy_level=4,
+        )  # fmt: skip
+
+    def _integers(self, x: str, kernel: Float32, name: str, bias: str | None) -> str:
+        """Return a product of int8 values."""
+        graph = self.graph
+        values, scale = self._int8(kernel, name, axis=1)
+        if id(kernel) in self.shared:
+            # Folded when the file is loaded, so that each product has its own constant. Where x64quantprecision (below)
+            # turns int8 weights into uint8 ones, ONNX Runtime 1.32 does so once a product, and fails at the second
+            # ("Attempt to replace the existing tensor"). An end that is another one each time, and behind the
+            # last row, keeps it from merging the copies again.
+            zero, end = graph.constant([0]), graph.constant([kernel.shape[0] + 1 + graph.size])
+            values = graph.node("Slice", values, zero, end, zero)
+        # One scale for all of x, shared by the products that read it. ONNX Runtime merges the two nodes into
+        # DynamicQuantizeMatMul where only one product does. 128 tokens of a 4×256 BERT, one thread, Zen 4 with VNNI:
+        # 3.07 ms; with MatMulNBits of 8 bits (blocks of 128) 5.80, with uint8 weights 5.46, float32 7.72.
+        # An x86 core without VNNI adds pairs of uint8 x int8 products in 16 bits and saturates. ONNX Runtime's option
+        # session.x64quantprecision avoids it there; seven-bit or uint8 weights would cost every other device.
+        x_values, x_scale, x_zero = graph.nodes("DynamicQuantizeLinear", x, outputs=3)
+        inputs = (x_values, values, x_scale, scale, x_zero, *(() if bias is None else ("", bias)))
+        return graph.node("MatMulIntegerToFloat", *inputs, contrib=True)
+
+    def _float(self, kernel: Float32, name: str, form: Form) -> str:
+        """Return a kernel as float32: what it takes to make one of a narrower form is folded when the file is loaded."""
+        graph = self.graph
+        if form == "float32":
+            return graph.tensor(kernel, name)
+        if form == "float16":
+            return graph.node("Cast", self._half(kernel, name), to=FLOAT)
+        values, scale = self._int8(kernel, name, axis=1)
+        return graph.node("Mul", graph.node("Cast", values, to=FLOAT), scale)
 
     def _half(self, weight: Float32, name: str) -> str:
         found = self.graph.find(weight, form="float16")
@@ -108,6 +135,19 @@ class Weights:
                 "convert with the recipe fp32 or dynamic_wi8_afp32."
             )
         return self.graph.tensor(weight.astype(np.float16), name, weight, form="float16")
+
+    def _blocks(self, kernel: Float32, name: str, block: int) -> tuple[str, str]:
+        """Return the names of the 4-bit values, uint8 ``(out, blocks, block / 2)``, and of their scales ``(out, blocks)``."""
+        graph = self.graph
+        found = graph.find(kernel, form="int4"), graph.find(kernel, form="int4 scale")
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+        values, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+        packed = pack_pairs(values + np.int8(8)).reshape(*scale.shape, block // 2)
+        return (
+            graph.tensor(packed, name, kernel, form="int4"),
+            graph.tensor(scale, f"{name}/scale", kernel, form="int4 scale"),
+        )
 
     def _int8(self, weight: Float32, name: str, *, axis: int, factor: float = 1.0) -> tuple[str, str]:
         """Return the names of the int8 values and of their scales: ``(out,)`` for axis 1, ``(V, 1)`` for axis 0."""

@@ -1,4 +1,4 @@
-"""Weights as int8: the arithmetic, and the one place that decides which weights become int8.
+"""Weights as int8: the arithmetic, and the one place that decides in which form a recipe stores each weight.
 
 Symmetric, one scale per output channel (or per embedding row), values in [-127, 127]: what XNNPACK's ``qd8-f32-qc8w``
 kernels and ONNX's integer matrix products both take. -128 stays unused, so that the range is as wide on both sides.
@@ -7,16 +7,19 @@ kernels and ONNX's integer matrix products both take. -128 stays unused, so that
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.errors import ModelError
+from edgelm.errors import ModelError, RecipeError, unknown_name
+from edgelm_converters.recipes import RECIPES, Recipe
 from edgelm_converters.spec import Float32, TransformerSpec, parameters
 
-__all__ = ["Int8", "check_finite", "quantize_weight", "worth_quantizing"]
+__all__ = ["Form", "Int8", "check_finite", "quantize_weight", "stored_form", "weight_recipe", "worth_quantizing"]
 
 Int8 = NDArray[np.int8]
+Form = Literal["float32", "float16", "int8", "int4"]
 
 _STEPS = 127
 # Below this many elements a matrix stays float: a head of a few classes decides the answer, and its bytes do not show.
@@ -64,6 +67,38 @@ def worth_quantizing(weight: Float32 | tuple[int, ...]) -> bool:
     """
     shape = weight if isinstance(weight, tuple) else weight.shape
     return len(shape) == 2 and math.prod(shape) >= _SMALLEST
+
+
+def weight_recipe(name: str) -> Recipe:
+    """Return the recipe of that name, if all it asks of an emitter is how to store weights: nothing is calibrated.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    known = {recipe.name: recipe for recipe in RECIPES.values() if not recipe.static}
+    if name not in known:
+        raise RecipeError(unknown_name("recipe", name, known))
+    return known[name]
+
+
+def stored_form(recipe: Recipe, shape: tuple[int, ...], least_bits: int) -> Form:
+    """Return in which form a kernel or a table is stored.
+
+    What may not be as narrow as the recipe has it takes the next form that is wide enough: int8 in place of int4, where its
+    inputs fill no blocks too, and float16, which is computed with in float32, in place of either.
+
+    Args:
+        recipe: One without calibrated ranges.
+        shape: Of a kernel, ``(in, out)``; of a table ``(V, E)``.
+        least_bits: As `Linear.least_bits`; of a table 8 or 16, so that it never is int4.
+    """
+    if recipe.weights == "float32" or not worth_quantizing(shape):
+        return "float32"
+    if recipe.weights == "float16" or least_bits > 8:
+        return "float16"
+    if recipe.block is None or least_bits > 4 or shape[0] % recipe.block:
+        return "int8"
+    return "int4"
 
 
 def check_finite(spec: TransformerSpec) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from edgelm.bundle.manifest import Port, Role, Signature
-from edgelm.errors import ConversionError, RecipeError, unknown_name
-from edgelm_converters.emit.quantize import check_finite
+from edgelm.errors import ConversionError
+from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.emit.tflite_encoder import build_encoder
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
@@ -20,9 +20,6 @@ from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["emit_tflite", "operator_histogram"]
-
-# Without 4 bits: they pay where one row at a time is computed, not the many of an encoder.
-_Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32"]
 
 
 def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tuple[int, ...]) -> tuple[Signature, ...]:
@@ -33,8 +30,9 @@ def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tupl
     Args:
         spec: The model.
         path: The file to write. One that exists is replaced in place: give a path that no running program has opened.
-        recipe: ``fp32``; ``fp16`` (weights as float16, which the CPU computes in float32); ``dynamic_wi8_afp32`` (int8
-            weights with a scale for each output channel, activations quantised at run time).
+        recipe: Any without calibrated ranges (`edgelm_converters.recipes`). float16 weights are computed with in float32,
+            and so are those of ``weight_only_wi8_afp32``; of 4 bits are the kernels whose inputs fill the blocks, and
+            embeddings are int8 then (`edgelm_converters.emit.notes`).
         lengths: Sequence lengths.
 
     Returns:
@@ -45,9 +43,7 @@ def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tupl
         ConversionError: No length is given, one is more than the model takes, or the file would be too large.
         ModelError: A weight is NaN or infinite.
     """
-    chosen = next((known for known in get_args(_Recipe) if known == recipe), None)
-    if chosen is None:
-        raise RecipeError(unknown_name("recipe", recipe, get_args(_Recipe)))
+    chosen = weight_recipe(recipe)
     lengths = tuple(sorted(set(lengths)))
     _check_lengths(spec, lengths)
     check_finite(spec)

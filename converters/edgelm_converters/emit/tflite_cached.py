@@ -21,7 +21,7 @@ import numpy as np
 
 from edgelm_converters.emit.tflite_blocks import HIDDEN, apply_norm, feed_forward, normalised
 from edgelm_converters.emit.tflite_graph import Graph, Value
-from edgelm_converters.emit.tflite_weights import Affine, Store, after_norm, plain, scaled, side_by_side
+from edgelm_converters.emit.tflite_weights import Affine, Store, after_norm, plain, scaled
 from edgelm_converters.spec import Attention, Embeddings, Layer, Norm, Rotary, TokenHead, TransformerSpec
 
 __all__ = ["KEYS", "LOGITS", "POSITIONS", "TOKENS", "VALUES", "build_cached"]
@@ -96,9 +96,11 @@ def _caches(graph: Graph, attention: Attention, index: int, length: int) -> tupl
 
 
 def _embed(graph: Graph, store: Store, parts: Embeddings, tokens: Value, positions: Value, longest: int) -> Value:
-    x = store.lookup(graph, graph.reshape(tokens, (tokens.shape[1],)), parts.token, parts.token_scale)
+    bits = parts.least_bits
+    ids = graph.reshape(tokens, (tokens.shape[1],))
+    x = store.lookup(graph, ids, parts.token, parts.token_scale, least_bits=bits)
     if parts.position is not None:
-        x = graph.add(x, store.lookup(graph, positions, store.used(parts.position, longest)))
+        x = graph.add(x, store.lookup(graph, positions, store.used(parts.position, longest), least_bits=bits))
     if parts.norm is not None:
         x = apply_norm(graph, parts.norm, x)
     return x if parts.projection is None else store.linear(graph, plain(parts.projection), x)
@@ -143,7 +145,7 @@ def _projected(
     parts: list[Affine] = [query, plain(attention.key), plain(attention.value)]
     if norm is not None:
         parts = [after_norm(part, norm) for part in parts]
-    x = store.linear(graph, side_by_side(*parts), x)
+    x = store.joined(graph, parts, x)
     x = graph.reshape(x, (step.count, heads + 2 * groups, attention.head_dim))
     if step.count > 1:
         x = graph.transpose(x, (1, 0, 2))
@@ -250,7 +252,7 @@ def _mask(graph: Graph, window: int | None, step: _Step) -> Value:
 def _scores(graph: Graph, store: Store, head: TokenHead, x: Value) -> Value:
     if head.mixing is not None:
         x = graph.add(x, store.linear(graph, plain(head.mixing), x))
-    scores = store.scores(graph, x, head.table, head.bias)
+    scores = store.scores(graph, x, head.table, head.bias, least_bits=head.least_bits)
     if head.soft_cap is not None:
         scores = graph.multiply(scores, graph.floats([[1.0 / head.soft_cap]]))
         scores = graph.multiply(graph.unary("TANH", scores), graph.floats([[head.soft_cap]]))

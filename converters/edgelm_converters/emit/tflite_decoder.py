@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from edgelm.bundle.manifest import CacheRecord, Port, Signature
-from edgelm.errors import ConversionError, RecipeError, unknown_name
-from edgelm_converters.emit.quantize import check_finite, worth_quantizing
+from edgelm.errors import ConversionError
+from edgelm_converters.emit.notes import decoder_notes
+from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.emit.tflite_cached import KEYS, LOGITS, POSITIONS, TOKENS, VALUES, build_cached
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
-from edgelm_converters.emit.tflite_weights import BLOCK, Recipe, Store
-from edgelm_converters.spec import Linear, TransformerSpec
+from edgelm_converters.emit.tflite_weights import Store
+from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["decoder_notes", "default_caches", "default_prefill", "default_verify", "emit_tflite_decoder"]
 
@@ -79,9 +80,9 @@ def emit_tflite_decoder(
     Args:
         spec: The model.
         path: The file to write. One that exists is replaced in place: give a path that no running program has opened.
-        recipe: ``fp32``; ``fp16`` (weights as float16, which the CPU computes in float32); ``dynamic_wi8_afp32`` (int8
-            weights with a scale for each output channel, activations quantised at run time); ``dynamic_wi4b32_afp32``
-            (4-bit kernels in blocks of 32, embedding and head as int8; see `decoder_notes`).
+        recipe: Any without calibrated ranges (`edgelm_converters.recipes`). float16 weights are computed with in float32,
+            and so are those of ``weight_only_wi8_afp32``; of 4 bits are the kernels whose inputs fill the blocks, embedding
+            and head are int8 then (`decoder_notes`).
         caches: Positions of each cache; the longest is the context length.
         prefill: Tokens of the signatures that fill the cache and give nothing else.
         verify: Tokens of the signatures that give the scores after each token.
@@ -95,9 +96,7 @@ def emit_tflite_decoder(
             be too large.
         ModelError: A weight is NaN or infinite.
     """
-    chosen = next((known for known in get_args(Recipe) if known == recipe), None)
-    if chosen is None:
-        raise RecipeError(unknown_name("recipe", recipe, get_args(Recipe)))
+    chosen = weight_recipe(recipe)
     caches = tuple(sorted(set(caches)))
     _check(spec, caches, (*prefill, *verify))
     check_finite(spec)
@@ -113,37 +112,6 @@ def emit_tflite_decoder(
             signatures.append(signature)
     write_model(model, path)
     return tuple(signatures)
-
-
-def decoder_notes(spec: TransformerSpec, recipe: str) -> tuple[str, ...]:
-    """Return what is not stored as the recipe's name says, one line each, for the manifest."""
-    if recipe != "dynamic_wi4b32_afp32":
-        return ()
-    uneven = [linear for product in _products(spec) if _stays_int8(product) for linear in product]
-    notes = ["embedding and head are int8: the scores lose too much in 4 bits"]
-    if uneven:
-        notes.append(
-            f"{len(uneven)} kernels are int8, not int4: their inputs are no multiple of {BLOCK} "
-            f"({', '.join(linear.name for linear in uneven[:3])}{', …' if len(uneven) > 3 else ''})"
-        )
-    return tuple(notes)
-
-
-def _products(spec: TransformerSpec) -> list[tuple[Linear, ...]]:
-    """Return the linear layers of a model, those together that are one product."""
-    found: list[tuple[Linear, ...]] = []
-    if spec.embeddings.projection is not None:
-        found.append((spec.embeddings.projection,))
-    for layer in spec.decoder.layers:
-        attention, block = layer.attention, layer.feed_forward
-        found += [(attention.query, attention.key, attention.value), (attention.output,), (block.up,), (block.down,)]
-        found += [] if block.gate is None else [(block.gate,)]
-    return found
-
-
-def _stays_int8(product: tuple[Linear, ...]) -> bool:
-    inputs = product[0].kernel.shape[0]
-    return bool(inputs % BLOCK) and worth_quantizing((inputs, sum(linear.kernel.shape[1] for linear in product)))
 
 
 def _calls(length: int, prefill: Sequence[int], verify: Sequence[int]) -> list[tuple[_Kind, int]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgelm_converters.emit.tflite_blocks import HIDDEN, activated, apply_norm, feed_forward, normalised
 from edgelm_converters.emit.tflite_graph import Graph, Value
-from edgelm_converters.emit.tflite_weights import Store, after_norm, plain, scaled, side_by_side
+from edgelm_converters.emit.tflite_weights import Store, after_norm, plain, scaled
 from edgelm_converters.spec import Attention, Embeddings, Head, Layer, Norm, TransformerSpec
 
 __all__ = ["build_encoder"]
@@ -66,11 +66,12 @@ def _embed(
 ) -> Value:
     length = tokens.shape[1]
     # Ids in one dimension: the only kind that a GPU gathers.
-    x = store.lookup(graph, graph.reshape(tokens, (length,)), parts.token, parts.token_scale)
+    bits = parts.least_bits
+    x = store.lookup(graph, graph.reshape(tokens, (length,)), parts.token, parts.token_scale, least_bits=bits)
     if segments is not None and parts.segment is not None:
-        x = graph.add(x, store.lookup(graph, graph.reshape(segments, (length,)), parts.segment))
+        x = graph.add(x, store.lookup(graph, graph.reshape(segments, (length,)), parts.segment, least_bits=bits))
     if parts.position is not None:
-        x = graph.add(x, store.rows(graph, parts.position, length, lengths))
+        x = graph.add(x, store.rows(graph, parts.position, length, lengths, least_bits=bits))
     if parts.norm is not None:
         x = apply_norm(graph, parts.norm, x)
     return x if parts.projection is None else store.linear(graph, plain(parts.projection), x)
@@ -138,9 +139,9 @@ def _attention(
     )  # fmt: skip
     if first_only and not shared:
         q = graph.reshape(store.linear(graph, query, _first_row(graph, x)), (1, heads, 1, width))
-        k, v = _by_heads(graph, store.linear(graph, side_by_side(key, value), x), (groups, groups))
+        k, v = _by_heads(graph, store.joined(graph, (key, value), x), (groups, groups))
     else:
-        together = store.linear(graph, side_by_side(query, key, value), x)
+        together = store.joined(graph, (query, key, value), x)
         q, k, v = _by_heads(graph, together, (heads, groups, groups))
         if first_only:  # of shared weights, a second copy only for this would weigh more than it saves
             q = graph.slice(q, (0, 0, 0, 0), (1, heads, 1, width))

@@ -32,6 +32,7 @@ _LARGEST_FILE = 2**31 - 1  # a flatbuffer's offsets
 _OLDEST = (2, 3, 0)
 _SINCE = {
     ("BITCAST", 1): (2, 13, 0),
+    ("DEQUANTIZE", 5): (2, 7, 0),
     ("DYNAMIC_UPDATE_SLICE", 1): (2, 9, 0),
     ("FULLY_CONNECTED", 12): (2, 17, 0),
     ("GATHER", 4): (2, 4, 0),

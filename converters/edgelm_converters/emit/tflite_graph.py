@@ -267,8 +267,10 @@ class Graph:
         return self._operator("BITCAST", (x,), x.shape, dtype=dtype, options=("BitcastOptions", {}))
 
     def dequantize(self, x: Value) -> Value:
-        """float16 or int8 as float32. XNNPACK does this once, when it takes the graph, if x is a float16 constant."""
-        return self._operator("DEQUANTIZE", (x,), x.shape, version=3 if x.dtype == "float16" else 2, dtype="float32")
+        """float16 or int8 as float32. XNNPACK does this once, when it takes the graph, if x is a constant."""
+        channels = isinstance(x.quantization, Quantization) and len(x.quantization.scale) > 1
+        version = 3 if x.dtype == "float16" else 5 if channels else 2
+        return self._operator("DEQUANTIZE", (x,), x.shape, version=version, dtype="float32")
 
     # Plumbing
 

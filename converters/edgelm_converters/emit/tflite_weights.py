@@ -8,25 +8,22 @@ Dimensions: ``V`` vocabulary, ``E`` embedding width, ``n`` rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.errors import RecipeError
-from edgelm_converters.emit.blocks import choose_scales, round_to
-from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
+from edgelm.errors import ConversionError, RecipeError
+from edgelm_converters.emit.blocks import choose_scales, pack_pairs, round_to
+from edgelm_converters.emit.quantize import Form, quantize_weight, stored_form
 from edgelm_converters.emit.tflite_file import Quantization
 from edgelm_converters.emit.tflite_graph import Constant, Fused, Graph, Value, Weights
+from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import Float32, Grid, Linear, Norm
 
-__all__ = ["BLOCK", "Affine", "Recipe", "Store", "after_norm", "plain", "scaled", "side_by_side"]
-
-Recipe = Literal["fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"]
-
-BLOCK = 32  # values that share a scale in the 4-bit recipe
+__all__ = ["Affine", "Store", "after_norm", "plain", "scaled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +36,7 @@ class Affine:
         kernel: Makes the kernel.
         bias: ``(out,)`` or None.
         grid: The steps that the kernel lies on, if it was rounded before: a factor of 1 or a gamma of ones keeps it.
-        least_bits: 8 where a recipe of 4 bits stores it in 8.
+        least_bits: As `Linear.least_bits`.
     """
 
     key: Hashable
@@ -53,7 +50,7 @@ class Affine:
 def plain(linear: Linear) -> Affine:
     """Return a linear layer as it is."""
     rows, columns = linear.kernel.shape
-    key = (id(linear.kernel), id(linear.bias))
+    key = (id(linear.kernel), id(linear.bias), linear.least_bits)
     return Affine(key, (rows, columns), lambda: linear.kernel, linear.bias, linear.grid, linear.least_bits)
 
 
@@ -79,8 +76,10 @@ def after_norm(affine: Affine, norm: Norm) -> Affine:
     return replace(affine, key=key, kernel=lambda: norm.gamma[:, None] * affine.kernel(), bias=bias, grid=None)
 
 
-def side_by_side(*parts: Affine) -> Affine:
+def _side_by_side(parts: Sequence[Affine]) -> Affine:
     """Return several layers of one input as a single one, whose outputs follow each other."""
+    if len(parts) == 1:
+        return parts[0]
     bias = None
     if any(part.bias is not None for part in parts):
         zeros = [np.zeros(part.shape[1], np.float32) if part.bias is None else part.bias for part in parts]
@@ -100,11 +99,6 @@ class Store:
     weights: Weights
     recipe: Recipe
 
-    @property
-    def quantizes(self) -> bool:
-        """Whether tables, and kernels at least, are stored as integers."""
-        return self.recipe in ("dynamic_wi8_afp32", "dynamic_wi4b32_afp32")
-
     def linear(self, graph: Graph, affine: Affine, x: Value, *, fused: Fused = "none") -> Value:
         """Apply a linear layer to ``(n, in)``."""
         weight = self.weights.once(("kernel", affine.key), lambda: self._kernel(affine))
@@ -112,19 +106,30 @@ class Store:
         bias = None if affine.bias is None else graph.floats(affine.bias)
         return graph.fully_connected(x, self._place(graph, weight), bias, fused=fused)
 
-    def lookup(self, graph: Graph, ids: Value, table: Float32, factor: float = 1.0) -> Value:
-        """Return ``factor * table[ids]``, ids ``(n,)``.
+    def joined(self, graph: Graph, parts: Sequence[Affine], x: Value) -> Value:
+        """Apply several layers to ``(n, in)``; their outputs follow each other.
+
+        They are one product, or one for each run of them that is stored in one form.
+        """
+        shape = (parts[0].shape[0], sum(part.shape[1] for part in parts))
+        runs = groupby(parts, key=lambda part: stored_form(self.recipe, shape, part.least_bits))
+        products = [self.linear(graph, _side_by_side(list(run)), x) for _, run in runs]
+        return products[0] if len(products) == 1 else graph.concatenate(products, 1)
+
+    def lookup(self, graph: Graph, ids: Value, table: Float32, factor: float = 1.0, *, least_bits: int) -> Value:
+        """Return ``factor * table[ids]``, ids ``(n,)``; the table in no less than `least_bits`, as `Embeddings` has them.
 
         GATHER copies int8 rows as they are, and XNNPACK turns them into floats: 5 µs for 128 rows of 128, where
         EMBEDDING_LOOKUP's own loop takes 18. The scale of each row is gathered and multiplied apart: the format's scale per
         row brings a zero point of 8 bytes a row with it, and runtimes before 2.18 ignore it in silence.
         """
-        if self.quantizes and worth_quantizing(table):
+        form = stored_form(self.recipe, table.shape, least_bits)
+        if form == "int8":
             values, scale = self._int8_rows(table, factor)
             rows = graph.dequantize(graph.gather(graph.constant(values), ids))
             return graph.multiply(rows, graph.gather(self._place(graph, scale), ids))
-        stored = self._float_table(table)
-        if stored.dtype == "float16":
+        stored = self._float_table(table, form)
+        if form == "float16":
             # Rows are gathered as the bits that they are: runtimes before 2.18 gather no float16, and a DEQUANTIZE of the
             # whole table would hold it in memory once more for each signature, in float32.
             bits = self.weights.once(("bits", stored), lambda: replace(stored, dtype="int16"))
@@ -133,22 +138,23 @@ class Store:
             rows = graph.gather(graph.constant(stored), ids)
         return rows if factor == 1.0 else graph.multiply(rows, graph.floats([[factor]]))
 
-    def scores(self, graph: Graph, x: Value, table: Float32, bias: Float32 | None) -> Value:
-        """Return ``x @ table^T + bias``, x ``(n, D)``, table ``(V, D)``.
+    def scores(self, graph: Graph, x: Value, table: Float32, bias: Float32 | None, *, least_bits: int) -> Value:
+        """Return ``x @ table^T + bias``, x ``(n, D)``, table ``(V, D)`` in no less than `least_bits`.
 
         Where the same table is also looked up, both use its one copy in the file; int8 where the recipe has integers: the
         scores of a language model lose too much in 4 bits.
         """
-        if self.quantizes and worth_quantizing(table):
+        form = stored_form(self.recipe, table.shape, least_bits)
+        if form == "int8":
             values, scale = self._int8_table(table)
             weight = self.weights.once(
                 ("scores", id(table)), lambda: replace(values, quantization=Quantization(scale, 0))
             )
         else:
-            weight = self._float_table(table)
+            weight = self._float_table(table, form)
         return graph.fully_connected(x, self._place(graph, weight), None if bias is None else graph.floats(bias))
 
-    def rows(self, graph: Graph, table: Float32, count: int, lengths: tuple[int, ...]) -> Value:
+    def rows(self, graph: Graph, table: Float32, count: int, lengths: tuple[int, ...], *, least_bits: int) -> Value:
         """Return the first `count` rows of a table, of which the graphs of the file use as many as `lengths` says.
 
         One table serves them all: cutting it takes less than 1 µs, and a copy for each length its bytes. The longest graph
@@ -159,11 +165,12 @@ class Store:
             return whole if len(lengths) == 1 else graph.slice(whole, (0, 0), (count, whole.shape[1]))
 
         used = self.used(table, lengths[-1])
-        if self.quantizes and worth_quantizing(used):
+        form = stored_form(self.recipe, used.shape, least_bits)
+        if form == "int8":
             values, scale = self._int8_rows(used, 1.0)
             rows = graph.dequantize(cut(graph.constant(values)))
             return graph.multiply(rows, cut(self._place(graph, scale)))
-        return cut(self._place(graph, self._float_table(used)))
+        return cut(self._place(graph, self._float_table(used, form)))
 
     def used(self, table: Float32, count: int) -> Float32:
         """Return the first rows of a table, as the same array at every call: what is stored goes by its id."""
@@ -171,17 +178,18 @@ class Store:
 
     def _kernel(self, affine: Affine) -> Constant:
         rows, columns = affine.shape
-        if not self.quantizes or not worth_quantizing(affine.shape):
-            return self._floats((columns, rows), lambda: affine.kernel().T)
-        if self.recipe == "dynamic_wi4b32_afp32" and affine.least_bits == 4 and rows % BLOCK == 0:
+        form = stored_form(self.recipe, affine.shape, affine.least_bits)
+        if form == "int4":
             return self._blocks(affine)
-        values, scale = quantize_weight(affine.kernel(), axis=1)
-        return self.weights.add("int8", (columns, rows), lambda: values.T, Quantization(scale, 0))
+        if form == "int8":
+            values, scale = quantize_weight(affine.kernel(), axis=1)
+            return self.weights.add("int8", (columns, rows), lambda: values.T, Quantization(scale, 0))
+        return self._floats((columns, rows), lambda: affine.kernel().T, form)
 
     def _blocks(self, affine: Affine) -> Constant:
         rows, columns = affine.shape
-        values, scale = _four_bits(affine.kernel(), affine.grid)
-        packed = _pairs(values)
+        values, scale = _four_bits(affine.kernel(), affine.grid, self.recipe)
+        packed = pack_pairs(values)
         scales = self.weights.add("float16", scale.shape, lambda: scale)
         return self.weights.add("int4", (columns, rows), lambda: packed, scales=scales)
 
@@ -207,27 +215,34 @@ class Store:
 
         return self.weights.once(("int8 rows", id(table), factor), make)
 
-    def _float_table(self, table: Float32) -> Constant:
-        return self.weights.once(("table", id(table)), lambda: self._floats(table.shape, lambda: table))
+    def _float_table(self, table: Float32, form: Form) -> Constant:
+        return self.weights.once(("table", id(table)), lambda: self._floats(table.shape, lambda: table, form))
 
-    def _floats(self, shape: tuple[int, ...], make: Callable[[], Float32]) -> Constant:
-        """Store floats: as float16 where the recipe compresses and there are enough of them to show."""
-        if self.recipe == "fp32" or not worth_quantizing(shape):
+    def _floats(self, shape: tuple[int, ...], make: Callable[[], Float32], form: Form) -> Constant:
+        if form == "float32":
             return self.weights.add("float32", shape, make)
         return self.weights.add("float16", shape, lambda: _half(make()))
 
     def _place(self, graph: Graph, constant: Constant) -> Value:
-        if constant.dtype != "float16":
+        """Return a constant as what is computed with: integers under a dynamic recipe, else floats."""
+        integer = constant.dtype in ("int8", "int4") and self.recipe.activations != "float32"
+        if integer or constant.dtype == "float32":
             return graph.constant(constant)
         return graph.once(("float32", constant), lambda: graph.dequantize(graph.constant(constant)))
 
 
-def _four_bits(kernel: Float32, grid: Grid | None) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Return the steps of a kernel ``(in, out)`` as ``(out, in)``, in [-8, 7], and their scales ``(out, in / BLOCK)``.
+def _four_bits(kernel: Float32, grid: Grid | None, recipe: Recipe) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return the steps of a kernel ``(in, out)`` as ``(out, in)``, in [-8, 7], and their scales ``(out, in / block)``.
 
     XNNPACK takes the scales as float16, and refuses those that are subnormal in it.
     """
-    scale = choose_scales(kernel, BLOCK) if grid is None else grid.scale
+    block = recipe.block or len(kernel)
+    if grid is not None and grid.scale.shape[1] * block != len(kernel):
+        raise ConversionError(
+            f"A kernel of {len(kernel)} inputs was rounded in {grid.scale.shape[1]} blocks, and {recipe.name} has blocks of "
+            f"{block}: rounding it again would lose what the first rounding kept; prepare the model for this recipe."
+        )
+    scale = choose_scales(kernel, block) if grid is None else grid.scale
     scale = np.maximum(scale, np.float32(np.finfo(np.float16).tiny))
     if float(scale.max()) > float(np.finfo(np.float16).max):
         raise RecipeError(
@@ -235,12 +250,6 @@ def _four_bits(kernel: Float32, grid: Grid | None) -> tuple[NDArray[np.int8], ND
             "choose --recipe dynamic_wi8_afp32."
         )
     return round_to(kernel, scale), scale.astype(np.float16)
-
-
-def _pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return 4-bit values as bytes of two, the first in the lower bits."""
-    nibbles = values.reshape(-1, 2).view(np.uint8) & np.uint8(15)
-    return nibbles[:, 0] | (nibbles[:, 1] << np.uint8(4))
 
 
 def _half(weight: Float32) -> NDArray[np.float16]:
