@@ -161,7 +161,7 @@ def _rungs(recipe: Recipe, names: list[str]) -> Iterator[dict[str, Literal[8, 16
 
 def _refusal(recipe: Recipe, gate: Gate, keras: float, data: str, steps: list[GateStep]) -> str:
     closest = min(steps, key=lambda step: lost(gate.metric, keras, step.value))
-    with_what = f"with {len(closest.kept)} parts in more bits" if closest.kept else "with nothing kept in more bits"
+    with_what = f"with parts in more bits: {len(closest.kept)}" if closest.kept else "with nothing kept in more bits"
     figures = f"{closest.value:.4g}" if gate.metric == "parity" else f"{closest.value:.4g}, Keras {keras:.4g}"
     return (
         f"No {recipe.name} artifact keeps what --max-drop {gate.max_drop:g} asks for ({gate.metric} on {data}): the closest of "

@@ -149,7 +149,7 @@ def _ranking(target: Format, model: LanguageModel, judge: Judge, progress: Progr
                 for file in here.iterdir():
                     file.unlink()  # dozens of a large model's files would fill a disk
 
-        return rank(evened, error, tick=lambda done, total: progress("Ranking the parts", done, total))
+        return rank(evened, error, tick=lambda done, total: progress(f"Ranking the parts in {target}", done, total))
 
 
 def _written(target: Format, model: LanguageModel, folder: Path, judge: Judge, progress: Progress) -> Artifact:

@@ -85,8 +85,9 @@ def _litertlm(model: LanguageModel, folder: Path) -> Written:
 
 
 def _caching(model: LanguageModel, path: Path, caches: tuple[int, ...], verify: tuple[int, ...]) -> Written:
+    from edgelm_converters.emit.notes import decoder_notes
     from edgelm_converters.emit.tflite import operator_histogram
-    from edgelm_converters.emit.tflite_decoder import decoder_notes, default_prefill, emit_tflite_decoder
+    from edgelm_converters.emit.tflite_decoder import default_prefill, emit_tflite_decoder
 
     signatures = emit_tflite_decoder(
         model.spec,
@@ -101,9 +102,9 @@ def _caching(model: LanguageModel, path: Path, caches: tuple[int, ...], verify: 
 
 def _onnx(model: LanguageModel, folder: Path) -> Written:
     from edgelm_converters.emit.genai import write_genai
+    from edgelm_converters.emit.notes import decoder_notes
     from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
     from edgelm_converters.emit.onnx_file import operator_histogram
-    from edgelm_converters.emit.tflite_decoder import decoder_notes
 
     context = model.generation.context_length
     path = folder / "model.onnx"

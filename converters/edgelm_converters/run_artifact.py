@@ -56,6 +56,7 @@ class Emitter:
             RecipeError: The recipe is not for this model, or lacks calibration data.
         """
         from edgelm_converters.emit import onnx, tflite
+        from edgelm_converters.emit.notes import encoder_notes
 
         recipe = self.chain.recipe
         if recipe.static:
@@ -64,7 +65,7 @@ class Emitter:
         if target == "tflite":
             if spec is not None:
                 signatures = tflite.emit_tflite(spec, path, recipe=recipe.name, lengths=self.lengths.buckets)
-                notes = ()
+                notes = encoder_notes(spec, recipe.name, target)
             else:
                 buckets = self.lengths.buckets or (None,)
                 signatures = trace.trace_tflite(
@@ -73,7 +74,7 @@ class Emitter:
             return Written(path, signatures, tflite.operator_histogram(path), notes)
         if spec is not None:
             signatures = onnx.emit_onnx(spec, path, recipe=recipe.name)
-            notes = ()
+            notes = encoder_notes(spec, recipe.name, target)
         else:
             length = self.lengths.maximum if self.lengths.padding == "full" else None
             signatures = trace.trace_onnx(
@@ -273,7 +274,7 @@ def _ranking(
             finally:
                 program.close()
 
-        return rank(spec, error, tick=lambda done, total: progress("Ranking the parts", done, total))
+        return rank(spec, error, tick=lambda done, total: progress(f"Ranking the parts in {target}", done, total))
 
 
 def _artifact(

@@ -105,6 +105,10 @@ def gate_line(gate: GateRecord) -> str:
     return f"{gate.metric} {gate.value:.4g}{keras} {where}; allowed to lose {gate.allowed:g}: passed, {how}"
 
 
+def _parts(count: int) -> str:
+    return "1 part" if count == 1 else f"{count} parts"
+
+
 def _gate_rows(gate: GateRecord) -> Rows:
     """Return each artifact that was tried, and what was kept in it beyond the one before."""
     rows: Rows = [("gate", gate_line(gate))]
