@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgelm_converters.emit.blocks import quantize_blocks
+from edgelm_converters.emit.blocks import check_grid, pack_pairs, quantize_blocks
+from edgelm_converters.spec import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,3 +52,17 @@ def test_zeros_and_what_is_almost_zero() -> None:
 def test_an_odd_width_is_refused() -> None:
     with pytest.raises(ConversionError, match="48 inputs cannot be cut into blocks of 32"):
         quantize_blocks(np.zeros((48, 2), np.float32), bits=4, block=32, positive=True)
+
+
+def test_pairs_are_the_lower_halves_of_bytes() -> None:
+    values = np.array([[-8, 7, 0, -1], [1, 2, 3, 4]], np.int8)
+    # Two's complement: -8 is 8, -1 is 15; the first of two stands in the lower half.
+    np.testing.assert_array_equal(pack_pairs(values), [[0x78, 0xF0], [0x21, 0x43]])
+    np.testing.assert_array_equal(pack_pairs(values + np.int8(8)), [[0xF0, 0x78], [0xA9, 0xCB]])
+
+
+def test_a_grid_of_other_blocks_is_refused() -> None:
+    grid = Grid(np.ones((3, 4), np.float32))
+    check_grid(grid, 128, 32)
+    with pytest.raises(ConversionError, match="rounded in blocks of 32, and the recipe has blocks of 64"):
+        check_grid(grid, 128, 64)

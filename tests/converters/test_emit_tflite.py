@@ -168,7 +168,7 @@ def test_padding_alone_gives_no_nan(pooling: str, tmp_path: Path) -> None:
     assert np.isfinite(_run(path, spec, random_inputs(spec, 8, real=0))).all()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, "weight_only_wi8_afp32", "dynamic_wi4b64_afp32"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_but_the_gathering_is_one_xnnpack_partition(name: str, recipe: str, tmp_path: Path) -> None:
     spec = _spec(**OPTIONS[name])
@@ -182,11 +182,14 @@ def test_all_but_the_gathering_is_one_xnnpack_partition(name: str, recipe: str, 
     assert set(delegate["outputs"]) == {opened.get_output_details()[0]["index"]}
     # What the delegate reads, and did not compute itself, comes from operators outside of it.
     makers = {output: operator for operator in operators for output in operator["outputs"]}
+    shapes = {detail["index"]: tuple(detail["shape"]) for detail in opened.get_tensor_details()}
     outside: set[str] = set()
     waiting = [makers[index] for index in delegate["inputs"] if index in makers]
     while waiting:
         operator = waiting.pop()
         outside.add(operator["op_name"])
+        if operator["op_name"] == "DEQUANTIZE" and operator["inputs"][0] not in makers:
+            assert shapes[operator["inputs"][0]][-1] == 1  # the scales of a table's rows: no whole kernel or table
         waiting += [makers[index] for index in operator["inputs"] if index in makers]
     assert outside <= {"RESHAPE", "GATHER", "CAST"} | ({"BITCAST", "DEQUANTIZE"} if recipe != "fp32" else set())
 
@@ -274,7 +277,14 @@ def test_both_sides_of_arithmetic_have_one_rank(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("recipe", "version"), [("fp32", "2.9.0"), ("fp16", "2.13.0"), ("dynamic_wi8_afp32", "2.17.0")]
+    ("recipe", "version"),
+    [
+        ("fp32", "2.9.0"),
+        ("fp16", "2.13.0"),
+        ("weight_only_wi8_afp32", "2.9.0"),
+        ("dynamic_wi8_afp32", "2.17.0"),
+        ("dynamic_wi4b32_afp32", "2.17.0"),
+    ],
 )
 def test_minimum_runtime_version_is_true(recipe: str, version: str, tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"

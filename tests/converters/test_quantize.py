@@ -4,13 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from edgelm_converters.emit.quantize import check_finite, quantize_weight, worth_quantizing
+from edgelm_converters.emit.quantize import (
+    check_finite,
+    quantize_weight,
+    stored_form,
+    weight_recipe,
+    worth_quantizing,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from spec_factory import random_spec
 
-from edgelm.errors import ModelError
+from edgelm.errors import ModelError, RecipeError
 
 # No larger than half of float32's range: the step times 127 must not overflow on the way back.
 FINITE = st.floats(-(2.0**126), 2.0**126, width=32)
@@ -73,3 +79,28 @@ def test_only_matrices_of_some_size_are_worth_it() -> None:
     assert worth_quantizing(np.zeros((64, 64), np.float32))
     assert not worth_quantizing(np.zeros((128, 8), np.float32))
     assert not worth_quantizing(np.zeros(100_000, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "forms"),
+    [
+        ("fp32", (64, 64), ("float32", "float32", "float32")),
+        ("fp16", (64, 64), ("float16", "float16", "float16")),
+        ("dynamic_wi8_afp32", (64, 64), ("int8", "int8", "float16")),
+        ("weight_only_wi8_afp32", (64, 64), ("int8", "int8", "float16")),
+        ("dynamic_wi4b32_afp32", (64, 64), ("int4", "int8", "float16")),
+        ("dynamic_wi4b64_afp32", (64, 64), ("int4", "int8", "float16")),
+        ("dynamic_wi4b64_afp32", (96, 64), ("int8", "int8", "float16")),
+        ("dynamic_wi4b128_afp32", (64, 64), ("int8", "int8", "float16")),
+        ("dynamic_wi4b32_afp32", (32, 64), ("float32", "float32", "float32")),
+    ],
+)
+def test_a_weight_takes_the_narrowest_form_that_it_may(
+    recipe: str, shape: tuple[int, int], forms: tuple[str, str, str]
+) -> None:
+    assert tuple(stored_form(weight_recipe(recipe), shape, bits) for bits in (4, 8, 16)) == forms
+
+
+def test_only_recipes_without_calibrated_ranges_are_of_weights() -> None:
+    with pytest.raises(RecipeError, match=r"No recipe is called 'static_wi8_ai8'.*Known: dynamic_wi4b128_afp32"):
+        weight_recipe("static_wi8_ai8")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from edgelm.errors import ConversionError
 from edgelm_converters.emit.quantize import Int8
-from edgelm_converters.spec import Float32
+from edgelm_converters.spec import Float32, Grid
 
-__all__ = ["choose_scales", "pack_pairs", "quantize_blocks", "round_scale", "round_to"]
+__all__ = ["check_grid", "choose_scales", "pack_pairs", "quantize_blocks", "round_scale", "round_to"]
 
 # Candidates for a block's scale, as shares of the one that just holds its largest value. A smaller one cuts that value and
 # serves the many others better: on normally distributed weights the squared error of 4-bit blocks of 32 falls by 29 %.
@@ -80,6 +80,20 @@ def round_to(kernel: Float32, scale: Float32) -> Int8:
         blocks = np.ascontiguousarray(kernel[:, part].T).reshape(-1, scale.shape[1], inputs // scale.shape[1])
         values[part] = np.clip(np.rint(blocks / scale[part, :, None]), -8, 7).reshape(-1, inputs)
     return values
+
+
+def check_grid(grid: Grid, inputs: int, block: int) -> None:
+    """Check that a kernel that was rounded before has the blocks of the recipe that stores it.
+
+    Raises:
+        ConversionError: It has others: rounding it again would lose what was made up for in the first rounding.
+    """
+    rounded = inputs // grid.scale.shape[1]
+    if rounded != block:
+        raise ConversionError(
+            f"A kernel of {inputs} inputs was rounded in blocks of {rounded}, and the recipe has blocks of {block}: "
+            "prepare the model for the recipe that it is stored with."
+        )
 
 
 def pack_pairs(values: Int8) -> NDArray[np.uint8]:

@@ -1,5 +1,23 @@
 """How weights enter an ONNX graph under each recipe: matrix products and rows of tables.
 
+Measured with ONNX Runtime 1.32, one thread of an AMD EPYC core with AVX2 and without VNNI (``session.x64quantprecision``
+set), a 4×256 encoder, best ms of one alternating run; in bold type what the files have:
+
+=======================================  =======  =========  ==========
+form of the kernels                      1 token  16 tokens  128 tokens
+=======================================  =======  =========  ==========
+float32                                  1.29     2.18       9.8
+int8, **made float32 at load**           1.21     2.15       10.0
+int8, MatMulNBits with float arithmetic  4.87     6.24       14.3
+int4 in blocks of 32, **accuracy 4**     0.48     1.67       11.0
+int4 in blocks of 32, float arithmetic   0.96     2.47       10.2
+int4 in blocks of 128, **accuracy 4**    0.43     1.47       10.0
+int4 in blocks of 128, float arithmetic  0.86     2.20       10.0
+=======================================  =======  =========  ==========
+
+MatMulNBits with float arithmetic keeps int8 weights as they are in memory (23 MB where float32 takes 43, and so does the form
+that is made float32 at load). ``weight_only_wi8_afp32`` promises float32's speed.
+
 Dimensions: ``N`` rows, ``V`` entries of a table, ``E`` its width.
 """
 
@@ -12,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
-from edgelm_converters.emit.blocks import pack_pairs, quantize_blocks
+from edgelm_converters.emit.blocks import check_grid, pack_pairs, quantize_blocks, round_to
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.quantize import Form, quantize_weight, stored_form
 from edgelm_converters.recipes import Recipe
-from edgelm_converters.spec import Float32, Linear
+from edgelm_converters.spec import Float32, Grid, Linear
 
 __all__ = ["BOOL", "FLOAT", "Weights"]
 
@@ -31,9 +49,13 @@ _LONG_TABLE, _WIDE_TABLE = 1024, 256
 class Weights:
     """The graph that weights go into, and the recipe that says in which form.
 
-    ``fp32``: as they are. ``fp16``: stored as float16, cast to float32; ONNX Runtime folds the cast when it loads the file,
-    so a product is as fast as with ``fp32`` and takes as much memory, while a table stays float16 and only its rows that
-    are used are cast. ``dynamic_wi8_afp32``: int8 with a scale a column (a row, in a table).
+    In which form each is stored says `edgelm_converters.emit.quantize.stored_form`; what is done with it:
+
+    ``float32``: as it is. ``float16``: cast to float32; ONNX Runtime folds the cast when it loads the file, so a product is
+    as fast as with float32 and takes as much memory, while a table stays float16 and only its rows that are used are cast.
+    ``int8``, a scale a column (a row, in a table): a product of integers where the recipe rounds activations; where it does
+    not, multiplied by its scales and so made float32 when the file is loaded. ``int4``, a scale a block of inputs:
+    MatMulNBits, which rounds the activations block by block (accuracy level 4).
 
     Attributes:
         shared: ``id()`` of the kernels that several products use.
@@ -87,8 +109,9 @@ class Weights:
 
     def _four_bits(self, x: str, linear: Linear, name: str, bias: str | None) -> str:
         """Return a product whose kernel has a scale for each block of inputs; so have the rows, which are rounded to 8 bits."""
-        block, (inputs, outputs) = self.recipe.block or 0, linear.kernel.shape
-        values, scale = self._blocks(linear.kernel, name, block)
+        inputs, outputs = linear.kernel.shape
+        block = self.recipe.block or inputs
+        values, scale = self._blocks(linear.kernel, name, block, linear.grid)
         return self.graph.node(
             "MatMulNBits", x, values, scale, *(() if bias is None else ("", "", bias)), contrib=True,
             K=inputs, N=outputs, bits=4, block_size=block, accuracy_level=4,
@@ -136,13 +159,17 @@ class Weights:
             )
         return self.graph.tensor(weight.astype(np.float16), name, weight, form="float16")
 
-    def _blocks(self, kernel: Float32, name: str, block: int) -> tuple[str, str]:
+    def _blocks(self, kernel: Float32, name: str, block: int, grid: Grid | None) -> tuple[str, str]:
         """Return the names of the 4-bit values, uint8 ``(out, blocks, block / 2)``, and of their scales ``(out, blocks)``."""
         graph = self.graph
         found = graph.find(kernel, form="int4"), graph.find(kernel, form="int4 scale")
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
-        values, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+        if grid is None:
+            values, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+        else:
+            check_grid(grid, len(kernel), block)
+            values, scale = round_to(kernel, grid.scale), grid.scale
         packed = pack_pairs(values + np.int8(8)).reshape(*scale.shape, block // 2)
         return (
             graph.tensor(packed, name, kernel, form="int4"),
