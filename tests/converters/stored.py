@@ -47,7 +47,8 @@ def as_stored(spec: TransformerSpec, recipe: str, target: Target) -> Transformer
                 if table is not None:
                     changed[name] = once(table, _table(table, value.least_bits, recipe, target))
         if isinstance(value, TokenHead):
-            changed["table"] = once(value.table, _table(value.table, value.least_bits, recipe, target, scores=True))
+            # Not the lookup's, even where the two are tied: it takes a row's scale as a share of the largest.
+            changed["table"] = _table(value.table, value.least_bits, recipe, target, scores=True)
         return replace(value, **changed)
 
     stored: TransformerSpec = walk(spec)

@@ -48,7 +48,7 @@ def test_what_is_wider_is_told_with_its_reason() -> None:
 
 
 def test_layers_that_share_their_weights_are_told_once() -> None:
-    spec = random_spec(width=72, heads=4, head_dim=16, feed_forward=64, shared_layers=True, layers=3)
+    spec = random_spec(width=72, heads=4, head_dim=16, feed_forward=64, positions=None, shared_layers=True, layers=3)
     notes = encoder_notes(spec, "dynamic_wi4b32_afp32", "onnx")
     assert notes == (
         "4 kernels are int8, not int4: inputs are no multiple of 32 (layer_0/query, layer_0/key, layer_0/value, …)",
@@ -57,7 +57,7 @@ def test_layers_that_share_their_weights_are_told_once() -> None:
 
 def test_projections_are_judged_as_the_file_has_them() -> None:
     # 72 x 32 is too small to be quantised: three of them as one product are not.
-    spec = random_spec(width=72, heads=2, head_dim=16, feed_forward=72)
+    spec = random_spec(width=72, heads=2, head_dim=16, feed_forward=72, positions=None)
     (note,) = encoder_notes(spec, "dynamic_wi4b32_afp32", "tflite")
     assert note.startswith("10 kernels are int8")
     (note,) = encoder_notes(spec, "dynamic_wi4b32_afp32", "onnx")

@@ -6,8 +6,8 @@ Vectors, and matrices so small that no recipe touches them (`edgelm_converters.e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
+from edgelm.bundle.manifest import Format
 from edgelm_converters.emit.quantize import Form, stored_form, weight_recipe
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import Float32, Layer, Linear, TransformerSpec
@@ -18,13 +18,13 @@ _COSTLY = "fewer bits were ruled out"  # `least_bits`
 _NAMED = 3  # kernels that a note names; of the others it tells the number
 
 
-def encoder_notes(spec: TransformerSpec, recipe: str, target: Literal["tflite", "onnx"]) -> tuple[str, ...]:
+def encoder_notes(spec: TransformerSpec, recipe: str, target: Format) -> tuple[str, ...]:
     """Return what of an encoder is not stored as the recipe's name says, one line each.
 
     Args:
         spec: The model.
         recipe: One without calibrated ranges.
-        target: The file's format: TFLite joins the projections of an attention, and judges their size together.
+        target: The file's format: all but ONNX join the projections of an attention, and judge their size together.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -32,7 +32,7 @@ def encoder_notes(spec: TransformerSpec, recipe: str, target: Literal["tflite", 
     chosen = weight_recipe(recipe)
     parts = spec.embeddings
     tables = [table for table in (parts.token, parts.position, parts.segment) if table is not None]
-    products = [*_products(spec, spec.encoder.layers, joined=target == "tflite")]
+    products = [*_products(spec, spec.encoder.layers, joined=target != "onnx")]
     products += [(layer.linear,) for layer in spec.head.layers]
     return (*_table_note(chosen, "embeddings", tables, parts.least_bits), *_kernel_notes(chosen, products))
 
