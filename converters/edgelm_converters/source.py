@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from edgelm.errors import ModelError
 from edgelm_converters.frameworks import import_keras, import_keras_hub, import_tensorflow
+from edgelm_converters.keras_model import REGISTERED
 
 __all__ = ["Source", "load_source"]
 
@@ -117,7 +119,7 @@ def _explain_load_error(path: Path, message: str) -> str:
 
 
 def _import_hub_if_used(path: Path) -> None:
-    """Import KerasHub where the file's config names its classes: they register themselves on import."""
+    """Import KerasHub, or edgelm's own layer, where the file's config names its classes: they register themselves on import."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = archive.read("config.json")
@@ -125,6 +127,8 @@ def _import_hub_if_used(path: Path) -> None:
         raise ModelError(f"{path} is not a .keras file: it has no config.json.") from error
     if b"keras_hub" in config or b"keras_nlp" in config:
         import_keras_hub()
+    if REGISTERED.encode() in config:
+        importlib.import_module("edgelm_converters.keras_model.layer")
 
 
 def _load_saved_model(path: Path) -> Source:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.bundle import TokenizerRecord
 from edgelm.errors import TokenizerError
+from edgelm_converters.keras_model import carried_tokenizer
 from edgelm_converters.source import Source
 from edgelm_converters.spec import TransformerSpec
 
@@ -101,6 +102,8 @@ def find_tokens(given: str | Path | Tokenizer | None, source: Source, spec: Tran
 
     rows = spec.vocabulary_size if spec else _embedding_rows(source.model)
     notes: tuple[str, ...] = ()
+    if given is None and source.preprocessor is None:
+        given = _carried(source.model)
     if given is None and source.preprocessor is not None:
         tokenizer, notes = _from_preprocessor(source.preprocessor)
         length = getattr(source.preprocessor, "sequence_length", None)
@@ -114,6 +117,17 @@ def find_tokens(given: str | Path | Tokenizer | None, source: Source, spec: Tran
     if rows is not None:
         check_fits(tokenizer, rows)
     return Tokens(tokenizer, record.pad_id, length, rows or record.vocabulary_size, notes)
+
+
+def _carried(model: Any) -> Tokenizer | None:
+    """Return the tokenizer that travels with a model which edgelm itself saved."""
+    text = carried_tokenizer(model)
+    if text is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer: Tokenizer = Tokenizer.from_str(text)
+    return tokenizer
 
 
 def _from_preprocessor(preprocessor: Any) -> tuple[Tokenizer, tuple[str, ...]]:

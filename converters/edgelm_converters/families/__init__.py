@@ -15,6 +15,7 @@ from edgelm_converters.spec import TransformerSpec
 __all__ = ["READERS", "NotRecognised", "Recognition", "recognise"]
 
 READERS: tuple[tuple[str, str], ...] = (
+    ("edgelm", "edgelm_converters.families.edgelm_model:read"),
     ("bert", "edgelm_converters.families.bert:read"),
     ("distilbert", "edgelm_converters.families.distilbert:read"),
     ("roberta", "edgelm_converters.families.roberta:read"),
