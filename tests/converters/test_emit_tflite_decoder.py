@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from edgelm_converters.emit import tflite_decoder, tflite_file
+from edgelm_converters.emit.notes import decoder_notes
 from edgelm_converters.emit.tflite import operator_histogram
-from edgelm_converters.emit.tflite_decoder import decoder_notes, default_caches, default_prefill, emit_tflite_decoder
+from edgelm_converters.emit.tflite_decoder import default_caches, default_prefill, emit_tflite_decoder
 from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.emit.tflite_weights import Store, plain
 from edgelm_converters.recipes import RECIPES as ALL_RECIPES

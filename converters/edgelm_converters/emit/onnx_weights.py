@@ -155,7 +155,7 @@ class Weights:
         if peak > _LARGEST_HALF:
             raise RecipeError(
                 f"The weight {name} reaches {peak:.6g}, and float16 ends at {_LARGEST_HALF:.0f}: "
-                "convert with the recipe fp32 or dynamic_wi8_afp32."
+                "convert with the recipe fp32, or dynamic_wi8_afp32 with no part of the model kept in float16."
             )
         return self.graph.tensor(weight.astype(np.float16), name, weight, form="float16")
 

@@ -16,7 +16,6 @@ from typing import Literal
 
 from edgelm.bundle.manifest import CacheRecord, Port, Signature
 from edgelm.errors import ConversionError
-from edgelm_converters.emit.notes import decoder_notes
 from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.emit.tflite_cached import KEYS, LOGITS, POSITIONS, TOKENS, VALUES, build_cached
 from edgelm_converters.emit.tflite_file import Model, write_model
@@ -24,7 +23,7 @@ from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import TransformerSpec
 
-__all__ = ["decoder_notes", "default_caches", "default_prefill", "default_verify", "emit_tflite_decoder"]
+__all__ = ["default_caches", "default_prefill", "default_verify", "emit_tflite_decoder"]
 
 
 _Kind = Literal["prefill", "decode", "verify"]
@@ -81,8 +80,8 @@ def emit_tflite_decoder(
         spec: The model.
         path: The file to write. One that exists is replaced in place: give a path that no running program has opened.
         recipe: Any without calibrated ranges (`edgelm_converters.recipes`). float16 weights are computed with in float32,
-            and so are those of ``weight_only_wi8_afp32``; of 4 bits are the kernels whose inputs fill the blocks, embedding
-            and head are int8 then (`decoder_notes`).
+            and so are those of ``weight_only_wi8_afp32``, which takes the most memory of all (`Store`); of 4 bits are the
+            kernels whose inputs fill the blocks, embedding and head are int8 then (`edgelm_converters.emit.notes`).
         caches: Positions of each cache; the longest is the context length.
         prefill: Tokens of the signatures that fill the cache and give nothing else.
         verify: Tokens of the signatures that give the scores after each token.
