@@ -29,7 +29,8 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 NAMES = [recipe.name for recipe in RECIPES.values() if not recipe.static]
-LENGTH = 32
+MIXED = ["dynamic_wi8_afp32", "weight_only_wi8_afp32", "dynamic_wi4b32_afp32"]  # whose pieces may ask for more bits
+LENGTH = 48
 Bits = Literal[4, 8, 16]
 Target = Literal["tflite", "onnx"]
 BYTES = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
@@ -42,6 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "heads": 8, "kv_heads": 4, "gated": True, "activation": "silu", "norm": "rms", "biases": False, "causal": True,
     },
     "narrow embeddings": {"embedding_width": 64, "token_scale": 4.0},
+    "pre-norm": {"norm_placement": "pre", "final_norm": True, "norm": "rms"},
+    "blocks that are not filled": {"feed_forward": 333, "width": 96, "heads": 6},
 }  # fmt: skip
 
 # The error against the weights in the file, as a share of the largest output.
@@ -56,7 +59,26 @@ def _spec(**options: Any) -> TransformerSpec:
     # Every kernel and table has 4096 elements or more, heads of 16 have a scale of 1/4, which moves no rounding, and inputs of
     # 128 and 256 fill every block.
     given: dict[str, Any] = {"width": 128, "heads": 8, "feed_forward": 256, "vocabulary": 200, "positions": LENGTH}
-    return random_spec(**(given | options))
+    spec = random_spec(**(given | {"activation": "gelu_tanh"} | options))
+    return replace(spec, encoder=_with_plain_norms(spec.encoder))
+
+
+def _with_plain_norms(stack: Stack) -> Stack:
+    """Return layers whose gammas are 1, so that nothing is folded into the kernels but powers of 2.
+
+    Where the norms come after the layers nothing is folded anyway, and they stay as they are.
+    """
+
+    def plain(norm: Norm) -> Norm:
+        return replace(norm, gamma=np.ones_like(norm.gamma))
+
+    if stack.layers[0].norm_placement == "post":
+        return stack
+    layers = tuple(
+        replace(layer, attention_norm=plain(layer.attention_norm), feed_forward_norm=plain(layer.feed_forward_norm))
+        for layer in stack.layers
+    )
+    return replace(stack, layers=layers)
 
 
 def _mixed(spec: TransformerSpec) -> TransformerSpec:
@@ -93,9 +115,11 @@ def _onnx(spec: TransformerSpec, recipe: str, path: Path, inputs: dict[str, NDAr
     return answer
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["one width", "mixed"])
-@pytest.mark.parametrize("recipe", NAMES)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "recipe", "mixed"),
+    [(name, recipe, False) for name in OPTIONS for recipe in NAMES]
+    + [(name, recipe, True) for name in ("plain", "first", "shared layers") for recipe in MIXED],
+)
 @pytest.mark.parametrize("target", ["tflite", "onnx"])
 def test_a_file_computes_with_the_weights_that_its_recipe_says(
     target: Target, name: str, recipe: str, mixed: bool, tmp_path: Path
@@ -110,30 +134,17 @@ def test_a_file_computes_with_the_weights_that_its_recipe_says(
     assert error < TOLERANCE["dynamic" if RECIPES[recipe].activations == "dynamic" else "float32"]
 
 
-def _with_plain_norms(spec: TransformerSpec) -> TransformerSpec:
-    """Return a language model whose gammas are 1: nothing is folded into its kernels but powers of 2."""
-
-    def plain(norm: Norm) -> Norm:
-        return replace(norm, gamma=np.ones_like(norm.gamma))
-
-    layers = tuple(
-        replace(layer, attention_norm=plain(layer.attention_norm), feed_forward_norm=plain(layer.feed_forward_norm))
-        for layer in spec.decoder.layers
-    )
-    assert spec.decoder.final_norm is not None
-    return replace(spec, decoder=Stack(layers, plain(spec.decoder.final_norm)))
-
-
-@pytest.mark.parametrize("mixed", [False, True], ids=["one width", "mixed"])
+@pytest.mark.parametrize(
+    ("recipe", "mixed"), [*((recipe, False) for recipe in NAMES), *((recipe, True) for recipe in MIXED)]
+)
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("recipe", NAMES)
 def test_a_language_model_computes_with_the_weights_that_its_recipe_says(
     recipe: str, tied: bool, mixed: bool, tmp_path: Path
 ) -> None:
     spec = random_decoder(
         width=128, heads=8, kv_heads=4, feed_forward=256, vocabulary=200, tied=tied, max_length=LENGTH
     )
-    spec = _with_plain_norms(spec)
+    spec = replace(spec, decoder=_with_plain_norms(spec.decoder))
     if mixed:
         head = spec.head.tokens
         assert head is not None
