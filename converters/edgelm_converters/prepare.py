@@ -23,6 +23,7 @@ from edgelm_converters.activations import add_attention, add_feed_forward, embed
 from edgelm_converters.emit.quantize import worth_quantizing
 from edgelm_converters.equalise import equalise_feed_forward
 from edgelm_converters.own_text import write_text
+from edgelm_converters.recipes import find
 from edgelm_converters.rotation import (
     fold_layer,
     hadamard,
@@ -40,8 +41,6 @@ __all__ = ["prepare_weights"]
 
 Progress = Callable[[str, int, int], None]
 
-_INT8, _INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"
-_BLOCK = 32  # inputs that share a 4-bit scale, in every format
 # How far second moments are mistrusted, by what stands in front of the kernel. Squared error of one layer's outputs on 2,500
 # tokens, by moments of 2,500 others (SmolLM2-135M, layer 3), as a share; rounding to the nearest: 2.5 %, 0.68 % and 0.65 %.
 #   damping                       0.01   0.03   0.1    0.3    1      3
@@ -51,8 +50,8 @@ _BLOCK = 32  # inputs that share a 4-bit scale, in every format
 _STREAM, _VALUES, _INNER = 0.1, 0.3, 1.0
 _RUNS = (32, 16)  # inner channels that are turned together: the longest that divides them
 # Tokens of the text. Sizes of channels are known after a thousand; the second moments of 1,536 channels are not.
-_ENOUGH = {_INT8: 1024, _INT4: 6144}
-_WRITTEN = {_INT8: (16, 64), _INT4: (48, 128)}  # sequences and tokens of each, where the model writes it
+_ENOUGH = {"int8": 1024, "int4": 6144}
+_WRITTEN = {"int8": (16, 64), "int4": (48, 128)}  # sequences and tokens of each, where the model writes it
 
 
 def prepare_weights(
@@ -63,12 +62,12 @@ def prepare_weights(
 ) -> tuple[TransformerSpec, tuple[str, ...]]:
     """Return a language model that computes the same, and keeps more of it under a recipe with integers.
 
-    The model that comes out is for one recipe: under ``dynamic_wi4b32_afp32`` its kernels are rounded (`Linear.grid`).
-    Takes the memory of the model once more, and of its activations on a layer.
+    The model that comes out is for one recipe: under one of 4 bits its kernels are rounded in its blocks (`Linear.grid`), but
+    for those that are stored wider. Takes the memory of the model once more, and of its activations on a layer.
 
     Args:
         spec: The model.
-        recipe: Its name; under ``fp32`` and ``fp16`` the model stays as it is.
+        recipe: Its name; under ``fp32``, ``fp16`` and those with calibrated ranges the model stays as it is.
         calibration_ids: int32 ``(n,)`` each, text of the kind that the model is for; some 6,000 tokens are used. None lets the
             model write it.
         progress: Called with the step's description, and how much of it is done.
@@ -76,8 +75,12 @@ def prepare_weights(
     Returns:
         spec: The model, with arrays of its own.
         notes: What was done and what could not be, one line each, for the manifest.
+
+    Raises:
+        RecipeError: There is no such recipe.
     """
-    if recipe not in (_INT8, _INT4) or not spec.generates:
+    chosen = find(recipe)
+    if chosen.static or chosen.weights not in _ENOUGH or not spec.generates:
         return spec, ()
     if _shares_weights(spec):
         return spec, ("The weights were rounded as they are: layers share them, and each would need its own.",)
@@ -86,20 +89,20 @@ def prepare_weights(
     turn = rotation(spec.width).astype(np.float32) if reason is None else None
     if reason is not None:
         notes.append(f"The residual stream was not rotated before rounding: {reason}.")
-    text = _text(spec, recipe, calibration_ids, progress)
+    text = _text(spec, chosen.weights, calibration_ids, progress)
     ends = spec if turn is None else rotate_ends(spec, turn)
     lengths = [len(ids) for ids in text]
     wanted = x = embed(ends, text)
     layers = []
     for number, read in enumerate(spec.decoder.layers):
         layer, after = _evened(_rotated(read, turn), wanted, lengths)
-        if recipe == _INT4:
-            layer, x = _rounded(layer, wanted, x, lengths)
+        if chosen.block is not None:
+            layer, x = _rounded(layer, chosen.block, wanted, x, lengths)
         wanted = after
         layers.append(layer)
         progress("Fitting the weights", number + 1, len(spec.decoder.layers))
     source = "text that the model wrote itself" if calibration_ids is None else "the calibration text"
-    verb = "rounded" if recipe == _INT4 else "scaled"
+    verb = "scaled" if chosen.block is None else "rounded"
     notes.append(f"Weights were {verb} by the activations of {sum(lengths):,} tokens of {source}.")
     return replace(ends, decoder=replace(ends.decoder, layers=tuple(layers))), tuple(notes)
 
@@ -116,18 +119,18 @@ def _shares_weights(spec: TransformerSpec) -> bool:
 
 
 def _text(
-    spec: TransformerSpec, recipe: str, given: Sequence[NDArray[np.int32]] | None, progress: Progress
+    spec: TransformerSpec, weights: str, given: Sequence[NDArray[np.int32]] | None, progress: Progress
 ) -> list[NDArray[np.int32]]:
     """Return sequences of enough tokens, the last one cut."""
     if given is None:
-        sequences, length = _WRITTEN[recipe]
+        sequences, length = _WRITTEN[weights]
         given = write_text(
             spec,
             sequences=sequences,
             length=length,
             tick=lambda done, total: progress("Letting the model write", done, total),
         )
-    chosen, left = [], _ENOUGH[recipe]
+    chosen, left = [], _ENOUGH[weights]
     for ids in given:
         if left <= 0:
             break
@@ -159,39 +162,48 @@ def _evened(layer: Layer, x: Float32, lengths: Sequence[int]) -> tuple[Layer, Fl
 _TURNS = {size: hadamard(size) for size in _RUNS}  # one array for all layers: it is stored once
 
 
-def _rounded(layer: Layer, wanted: Float32, x: Float32, lengths: Sequence[int]) -> tuple[Layer, Float32]:
+def _rounded(
+    layer: Layer, block_size: int, wanted: Float32, x: Float32, lengths: Sequence[int]
+) -> tuple[Layer, Float32]:
     """Return a layer with rounded kernels, and the residual stream ``(n, D)`` after it.
 
     Args:
         layer: With even inner channels.
+        block_size: Inputs that share a scale.
         wanted: The residual stream before it, had nothing been rounded.
         x: The same with the layers before it rounded.
         lengths: Of the sequences.
     """
     attention, block = layer.attention, layer.feed_forward
     ideal, seen = (seen_by(layer, layer.attention_norm, stream) for stream in (wanted, x))
-    query, key, value = _round((attention.query, attention.key, attention.value), seen, ideal, _STREAM)
+    query, key, value = _round((attention.query, attention.key, attention.value), block_size, seen, ideal, _STREAM)
     changed = replace(attention, query=query, key=key, value=value)
     ideal, seen = mixed_values(attention, ideal, lengths), mixed_values(changed, seen, lengths)
     wanted = add_attention(layer, wanted, ideal)
-    layer = replace(layer, attention=replace(changed, output=_round((attention.output,), seen, ideal, _VALUES)[0]))
+    (output,) = _round((attention.output,), block_size, seen, ideal, _VALUES)
+    layer = replace(layer, attention=replace(changed, output=output))
     x = add_attention(layer, x, seen)
 
     ideal, seen = (seen_by(layer, layer.feed_forward_norm, stream) for stream in (wanted, x))
     first = (block.up,) if block.gate is None else (block.up, block.gate)
-    up, *gate = _round(first, seen, ideal, _STREAM)
+    up, *gate = _round(first, block_size, seen, ideal, _STREAM)
     rounded = replace(block, up=up, gate=gate[0] if gate else None)
     ideal, seen = hidden(block, ideal), hidden(rounded, seen)
-    rounded = replace(rounded, down=_round((block.down,), seen, ideal, _INNER)[0])
-    layer = replace(layer, feed_forward=rounded)
+    (down,) = _round((block.down,), block_size, seen, ideal, _INNER)
+    layer = replace(layer, feed_forward=replace(rounded, down=down))
     return layer, add_feed_forward(layer, x, seen)
 
 
-def _round(linears: tuple[Linear, ...], seen: Float32, ideal: Float32, damping: float) -> tuple[Linear, ...]:
+def _round(
+    linears: tuple[Linear, ...], block_size: int, seen: Float32, ideal: Float32, damping: float
+) -> tuple[Linear, ...]:
     """Return layers of one input, rounded to 4 bits; for 8 where their inputs fill no blocks.
+
+    One that is stored in more bits only makes up for what was rounded before it.
 
     Args:
         linears: The layers.
+        block_size: Inputs that share a scale.
         seen: Their input, ``(n, in)``.
         ideal: What it would be, had nothing been rounded.
         damping: Of the second moments.
@@ -199,13 +211,26 @@ def _round(linears: tuple[Linear, ...], seen: Float32, ideal: Float32, damping: 
     joined = np.concatenate([linear.kernel for linear in linears], axis=1)
     if not worth_quantizing(joined):
         return linears
-    if len(joined) % _BLOCK:
-        return tuple(replace(linear, least_bits=8) for linear in linears)
+    if len(joined) % block_size:
+        return tuple(replace(linear, least_bits=max(8, linear.least_bits)) for linear in linears)
     moments = second_moments(seen)
     joined = make_up(joined, moments, drift_moments(seen, ideal), damping=damping)
-    kernel, scale = round_kernel(joined, moments, block=_BLOCK, damping=damping)
     ends = np.cumsum([linear.kernel.shape[1] for linear in linears])[:-1]
-    parts = zip(linears, np.split(kernel, ends, axis=1), np.split(scale, ends), strict=True)
-    return tuple(
-        replace(linear, kernel=np.ascontiguousarray(values), grid=Grid(scales)) for linear, values, scales in parts
-    )
+    made = [
+        replace(linear, kernel=np.ascontiguousarray(kernel))
+        for linear, kernel in zip(linears, np.split(joined, ends, axis=1), strict=True)
+    ]
+    narrow = [number for number, linear in enumerate(made) if linear.least_bits == 4]
+    if narrow:
+        rounded = round_kernel(
+            np.concatenate([made[number].kernel for number in narrow], axis=1),
+            moments,
+            block=block_size,
+            damping=damping,
+        )
+        ends = np.cumsum([made[number].kernel.shape[1] for number in narrow])[:-1]
+        for number, kernel, scale in zip(
+            narrow, np.split(rounded[0], ends, 1), np.split(rounded[1], ends), strict=True
+        ):
+            made[number] = replace(made[number], kernel=np.ascontiguousarray(kernel), grid=Grid(scale))
+    return tuple(made)

@@ -97,6 +97,39 @@ def test_without_rounding_the_model_stays_the_same(name: str) -> None:
     assert (prepared.embeddings.token is spec.embeddings.token) == stays
 
 
+@pytest.mark.parametrize("block", [64, 128])
+def test_kernels_are_rounded_in_the_blocks_of_the_recipe(block: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from edgelm_converters.emit.onnx_decoder import emit_onnx_decoder
+
+    spec = _spec(width=128, feed_forward=256)
+    first, second = spec.decoder.layers
+    attention = first.attention
+    attention = replace(
+        attention,
+        query=replace(attention.query, least_bits=16),
+        value=replace(attention.value, least_bits=8),
+    )
+    spec = replace(spec, decoder=replace(spec.decoder, layers=(replace(first, attention=attention), second)))
+    recipe = f"dynamic_wi4b{block}_afp32"
+    prepared, _ = prepare_weights(spec, recipe, [_ids(60, seed=5)])
+    for layer in prepared.decoder.layers:
+        for linear in (layer.attention.query, layer.attention.key, layer.attention.value, layer.feed_forward.down):
+            inputs, outputs = linear.kernel.shape
+            assert (linear.grid is None) == (linear.least_bits > 4)
+            assert linear.grid is None or linear.grid.scale.shape == (outputs, inputs // block)
+    bits = [getattr(prepared.decoder.layers[0].attention, name).least_bits for name in ("query", "key", "value")]
+    assert bits == [16, 4, 8]
+    path, ids = tmp_path / "model.onnx", _ids(21)
+    signatures = emit_onnx_decoder(prepared, path, recipe=recipe, context_length=32)
+    program = open_causal("onnx", path, signatures, ProgramOptions(threads=1))
+    found = np.array(program.forward(ids, 0, logits="all"))
+    program.close()
+    expected = _expected(prepared, ids)
+    # As in `test_runtimes_compute_the_rounded_model`.
+    assert np.abs(found - expected).max() < 0.08 * np.abs(expected).max()
+
+
 def test_an_outlier_is_spread_over_all_channels() -> None:
     """A token with one channel 300 times the others', as trained models have it, keeps its other channels under int8."""
     spec = _spec(tied=True)
@@ -120,8 +153,8 @@ def test_layers_that_share_weights_are_left_alone() -> None:
     assert "share" in notes[0]
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
-def test_floats_need_no_preparation(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["fp32", "fp16", "static_wi8_ai8"])
+def test_some_recipes_need_no_preparation(recipe: str) -> None:
     spec = _spec()
     assert prepare_weights(spec, recipe, None) == (spec, ())
 

@@ -23,17 +23,17 @@ from pathlib import Path
 import numpy as np
 
 from edgelm.bundle.manifest import CacheRecord, Port, Signature
-from edgelm.errors import ConversionError, ModelError, RecipeError, unknown_name
+from edgelm.errors import ConversionError, ModelError
 from edgelm_converters.emit.onnx_blocks import normalise
 from edgelm_converters.emit.onnx_decoder_blocks import DecoderFlow, cached_width, decode_layer
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights
 from edgelm_converters.emit.onnx_graph import Graph
-from edgelm_converters.emit.quantize import check_finite
+from edgelm_converters.emit.quantize import check_finite, weight_recipe
+from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import TokenHead, TransformerSpec
 
 __all__ = ["emit_onnx_decoder"]
 
-_RECIPES = ("fp32", "fp16", "dynamic_wi8_afp32", "dynamic_wi4b32_afp32")
 _INT32 = 6  # onnx.TensorProto's number, as a Cast takes it
 _IDS, _MASK, _LOGITS, _COUNT = "input_ids", "attention_mask", "logits", "logits_count"
 # Up to 1.23, GroupQueryAttention saw one position more than local_window_size says (tried: 1.22.1, 1.23.2; right in 1.24.1).
@@ -54,9 +54,8 @@ def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context
     Args:
         spec: The model.
         path: The file to write. Weights of more than 64 MiB go to ``NAME.onnx.data`` beside it.
-        recipe: ``fp32``; ``fp16``: stored as float16, computed in float32; ``dynamic_wi8_afp32``: int8 in blocks of up to
-            128, activations rounded to 8 bits block by block; ``dynamic_wi4b32_afp32``: int4 in blocks of 32, tables and head
-            int8. A tied head shares its bytes with the embeddings under each of them.
+        recipe: Any without calibrated ranges; `edgelm_converters.emit.onnx_decoder_weights` says what each does. A tied head
+            shares its bytes with the embeddings under each of them.
         context_length: The most positions; at most what the spec takes.
 
     Returns:
@@ -64,15 +63,14 @@ def emit_onnx_decoder(spec: TransformerSpec, path: Path, *, recipe: str, context
 
     Raises:
         ModelError: The spec is no language model, holds a NaN or an infinity, or its layers have caches of different shapes.
-        RecipeError: The recipe is unknown, or a weight is too large for float16.
-        ConversionError: The context is longer than the spec takes.
+        RecipeError: The recipe is unknown or needs calibrated ranges, or a weight is too large for float16.
+        ConversionError: The context is longer than the spec takes, or a kernel was rounded in other blocks than the recipe's.
     """
-    if recipe not in _RECIPES:
-        raise RecipeError(unknown_name("recipe", recipe, _RECIPES))
+    chosen = weight_recipe(recipe)
     head = _check(spec, context_length)
     check_finite(spec)
     graph = Graph()
-    flow = _start(graph, recipe, context_length)
+    flow = _start(graph, chosen, context_length)
     x = _embed(flow, spec)
     layers = spec.decoder.layers
     for index, layer in enumerate(layers):
@@ -114,7 +112,7 @@ def _check(spec: TransformerSpec, context_length: int) -> TokenHead:
     return head
 
 
-def _start(graph: Graph, recipe: str, context_length: int) -> DecoderFlow:
+def _start(graph: Graph, recipe: Recipe, context_length: int) -> DecoderFlow:
     """Return the flow: lengths out of the mask's shape and the ids'."""
     one = graph.constant([1])
     total = graph.node("Shape", _MASK, start=1, end=2)
@@ -135,7 +133,7 @@ def _embed(flow: DecoderFlow, spec: TransformerSpec) -> str:
     """Return the embedded tokens as rows ``(B*n, D)``."""
     graph, weights, parts = flow.graph, flow.weights, spec.embeddings
     ids = graph.node("Reshape", _IDS, graph.constant([-1]))
-    x = weights.rows(parts.token, "embeddings/token", ids, factor=parts.token_scale)
+    x = weights.rows(parts.token, "embeddings/token", ids, factor=parts.token_scale, least_bits=parts.least_bits)
     if parts.position is not None:
         # The new tokens are the last ones of the mask. (B, n) out of one row of n: Expand, as Range takes no batch.
         end = graph.node("Shape", _MASK, start=1, end=2)
@@ -143,7 +141,8 @@ def _embed(flow: DecoderFlow, spec: TransformerSpec) -> str:
         numbers = graph.constant(np.arange(flow.context_length))
         places = graph.node("Expand", graph.node("Slice", numbers, start, end, graph.constant([0])), flow.shape)
         places = graph.node("Reshape", places, graph.constant([-1]))
-        x = graph.node("Add", x, weights.rows(parts.position, "embeddings/position", places))
+        rows = weights.rows(parts.position, "embeddings/position", places, least_bits=parts.least_bits)
+        x = graph.node("Add", x, rows)
     if parts.norm is not None:
         x = normalise(graph, parts.norm, x, "embeddings/norm")
     return x if parts.projection is None else weights.linear(x, parts.projection)

@@ -16,6 +16,7 @@ zeros, which changes no score and no mixed value. Where only a part of a head is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from edgelm_converters.emit.onnx_blocks import activate, normalise
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights, Kernel, linear_kernel
 from edgelm_converters.emit.onnx_graph import Graph
-from edgelm_converters.spec import Attention, FeedForward, Float32, Layer, Linear, Norm, Rotary
+from edgelm_converters.emit.quantize import stored_form
+from edgelm_converters.spec import Attention, FeedForward, Float32, Grid, Layer, Linear, Norm, Rotary
 
 __all__ = ["DecoderFlow", "cached_width", "decode_layer"]
 
@@ -179,40 +181,58 @@ def _joined(
     *,
     form: str,
 ) -> str:
-    """Return the products of several kernels with rows `x`, side by side, the heads' elements in their places."""
-    graph, A = flow.graph, attention.head_dim
+    """Return the products of several kernels with rows `x`, side by side, the heads' elements in their places.
+
+    They are one product, or one for each run of them that is stored in one form.
+    """
+    shape = attention.query.kernel.shape[0], sum(linear.kernel.shape[1] for linear, _ in parts)
+    runs = groupby(parts, key=lambda part: stored_form(flow.weights.recipe, shape, part[0].least_bits))
+    products = [_run(flow, attention.head_dim, x, tuple(run), form=form) for _, run in runs]
+    return products[0] if len(products) == 1 else flow.graph.node("Concat", *products, axis=1)
+
+
+def _run(
+    flow: DecoderFlow, head_dim: int, x: str, parts: tuple[tuple[Linear, Places | None], ...], *, form: str
+) -> str:
+    """Return the products of kernels that are stored in one form, as one product."""
+    graph = flow.graph
     linears = tuple(linear for linear, _ in parts)
     sources = tuple(linear.kernel for linear in linears)
     # What the arrangement hangs on besides the kernels: two layers may share them and turn them otherwise.
     form = f"{form} {[None if places is None else places.tolist() for _, places in parts]}"
 
     def arrange(array: Float32, places: Places | None) -> Float32:
-        return array if places is None else _arranged(array, A, places)
+        return array if places is None else _arranged(array, head_dim, places)
 
     def make() -> Float32:
         return np.concatenate([arrange(linear.kernel, places) for linear, places in parts], axis=1)
 
-    width = sum(linear.kernel.shape[1] // A * (A if places is None else len(places)) for linear, places in parts)
-    name = f"{attention.query.name}+key+value/kernel"
-    least_bits = max(linear.least_bits for linear in linears)
-    kernel = Kernel(name, (sources[0].shape[0], width), sources, form, make, _joined_scale(parts, A), least_bits)
+    widths = (
+        linear.kernel.shape[1] // head_dim * len(places) if places is not None else linear.kernel.shape[1]
+        for linear, places in parts
+    )
+    name = "+".join((linears[0].name, *(linear.name.rsplit("/", 1)[-1] for linear in linears[1:])))
+    kernel = Kernel(
+        f"{name}/kernel",
+        (sources[0].shape[0], sum(widths)),
+        sources,
+        form,
+        make,
+        _joined_grid(parts, head_dim),
+        max(linear.least_bits for linear in linears),
+    )
     bias = None
     if any(linear.bias is not None for linear in linears):
         biases = [
             np.zeros(linear.kernel.shape[1], np.float32) if linear.bias is None else linear.bias for linear in linears
         ]
         arranged = [arrange(array, places) for array, (_, places) in zip(biases, parts, strict=True)]
-        bias = graph.tensor(
-            np.concatenate(arranged),
-            f"{attention.query.name}+key+value/bias",
-            *(linear.bias for linear in linears),
-            form=form,
-        )
+        bias = graph.tensor(np.concatenate(arranged), f"{name}/bias", *(linear.bias for linear in linears), form=form)
     return flow.weights.product(x, kernel, bias)
 
 
-def _joined_scale(parts: tuple[tuple[Linear, Places | None], ...], head_dim: int) -> Float32 | None:
-    """Return the scales ``(out, blocks)`` of kernels side by side, if all of them were rounded; 1 where zeros are filled in."""
+def _joined_grid(parts: tuple[tuple[Linear, Places | None], ...], head_dim: int) -> Grid | None:
+    """Return the grid of kernels side by side, if all of them were rounded; the scale is 1 where zeros are filled in."""
     scales = []
     for linear, places in parts:
         if linear.grid is None:
@@ -220,7 +240,7 @@ def _joined_scale(parts: tuple[tuple[Linear, Places | None], ...], head_dim: int
         scale = linear.grid.scale
         scales.append(scale if places is None else _arranged(scale.T, head_dim, places).T)
     joined = np.concatenate(scales)
-    return np.where(joined == 0, np.float32(1), joined)
+    return Grid(np.where(joined == 0, np.float32(1), joined))
 
 
 def _output_kernel(attention: Attention) -> Kernel:
@@ -235,7 +255,7 @@ def _output_kernel(attention: Attention) -> Kernel:
         return plain
     kernel = attention.output.kernel
     shape = attention.heads * len(kept), kernel.shape[1]
-    least_bits = plain.least_bits if attention.output.grid is None else 8
+    least_bits = plain.least_bits if attention.output.grid is None else max(plain.least_bits, 8)
     form = f"filled up {A}"
     return Kernel(plain.name, shape, (kernel,), form, lambda: _arranged(kernel.T, A, kept).T, least_bits=least_bits)
 

@@ -21,6 +21,9 @@ The one scale reads a prompt two to three times as fast and was left for what it
 blocks are nearly as fast (at 2048×768 faster). Blocks of 128 rather than 32 are 8 % fewer bytes.
 ``benchmarks/results/perplexity.md`` has what the recipes cost in perplexity.
 
+``weight_only_wi8_afp32`` has a scale for each output instead, and is made float32 when the file is loaded, as in an encoder
+(`edgelm_converters.emit.onnx_weights` has what was measured). float16 likewise.
+
 Dimensions: ``N`` rows, ``V`` entries of a table, ``D`` its width, ``b`` values of a block.
 """
 
@@ -33,16 +36,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import RecipeError
-from edgelm_converters.emit.blocks import quantize_blocks, round_to
+from edgelm_converters.emit.blocks import check_grid, pack_pairs, quantize_blocks, round_to
 from edgelm_converters.emit.onnx_file import LazyArray
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.onnx_weights import FLOAT
-from edgelm_converters.emit.quantize import quantize_weight, worth_quantizing
-from edgelm_converters.spec import Float32, Linear, TokenHead
+from edgelm_converters.emit.quantize import Form, Int8, quantize_weight, stored_form
+from edgelm_converters.recipes import Recipe
+from edgelm_converters.spec import Float32, Grid, Linear, TokenHead
 
 __all__ = ["DecoderWeights", "Kernel", "linear_kernel"]
 
-_INT8, _INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"
 _BLOCKS = (128, 64, 32, 16)  # of int8; the longest that divides the input
 _FILLED_UP = 32  # where none does: the input is filled up with zeros to a multiple of this
 _LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -58,8 +61,8 @@ class Kernel:
         sources: The spec's arrays that it is made of.
         form: How it is made of them: the same sources in the same form are stored once.
         make: Returns it.
-        scale: Of a kernel that was rounded to 4 bits before, float32 ``(out, blocks)``; None where it was not.
-        least_bits: 8 where a recipe of 4 bits stores it in 8.
+        grid: Of a kernel that was rounded to 4 bits before; None where it was not.
+        least_bits: As `Linear.least_bits`.
     """
 
     name: str
@@ -67,7 +70,7 @@ class Kernel:
     sources: tuple[Float32, ...]
     form: str
     make: Callable[[], Float32]
-    scale: Float32 | None = None
+    grid: Grid | None = None
     least_bits: int = 4
 
 
@@ -75,20 +78,21 @@ def linear_kernel(linear: Linear) -> Kernel:
     """Return a layer's kernel as it is."""
     kernel = linear.kernel
     shape = kernel.shape[0], kernel.shape[1]
-    scale = None if linear.grid is None else linear.grid.scale
-    return Kernel(f"{linear.name}/kernel", shape, (kernel,), "as is", lambda: kernel, scale, linear.least_bits)
+    return Kernel(f"{linear.name}/kernel", shape, (kernel,), "as is", lambda: kernel, linear.grid, linear.least_bits)
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
     """The graph that weights go into, and the recipe that says in which form.
 
-    ``fp32``: as they are. ``fp16``: stored as float16 and computed in float32. ``dynamic_wi8_afp32``: int8 in blocks.
-    ``dynamic_wi4b32_afp32``: kernels int4 in blocks of 32, tables and head int8.
+    In which form each is stored says `edgelm_converters.emit.quantize.stored_form`; what is done with it:
+
+    ``float32``: as it is. ``float16``: computed with in float32. ``int8``: in blocks where the recipe rounds activations, else
+    with a scale for each output, and computed with in float32. ``int4``: in blocks of the recipe's size.
     """
 
     graph: Graph
-    recipe: str
+    recipe: Recipe
 
     def linear(self, x: str, linear: Linear) -> str:
         """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)``."""
@@ -97,51 +101,65 @@ class DecoderWeights:
 
     def product(self, x: str, kernel: Kernel, bias: str | None) -> str:
         """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)`` and the tensor `bias` ``(out,)``."""
-        if self.recipe in (_INT8, _INT4) and worth_quantizing(kernel.shape):
-            bits = 4 if self.recipe == _INT4 and kernel.least_bits == 4 else 8
-            values, scale, block = self._blocks(kernel, bits)
-            return self._nbits(x, values, scale, bias, kernel.shape, bits, block)
-        return self.graph.node("Gemm", x, self._float(kernel), *(() if bias is None else (bias,)))
+        form = stored_form(self.recipe, kernel.shape, kernel.least_bits)
+        if self._in_blocks(form):
+            return self._nbits(x, kernel, bias, 4 if form == "int4" else 8)
+        return self.graph.node("Gemm", x, self._float(kernel, form), *(() if bias is None else (bias,)))
 
-    def rows(self, table: Float32, name: str, ids: str, *, factor: float = 1.0) -> str:
-        """Return the rows of a table that ids int64 ``(N,)`` name, times `factor`, in float32 ``(N, D)``."""
+    def rows(self, table: Float32, name: str, ids: str, *, factor: float = 1.0, least_bits: int) -> str:
+        """Return the rows of a table that ids int64 ``(N,)`` name, times `factor`, in float32 ``(N, D)``.
+
+        `least_bits` as `Embeddings` has them.
+        """
         graph = self.graph
-        if self._quantizes(table):
-            return self._quantized_rows(table, name, ids, factor)
-        x = graph.node("Gather", self._stored_table(table, name), ids)
-        if self.recipe == "fp16" and worth_quantizing(table):
-            x = graph.node("Cast", x, to=FLOAT)
+        form = stored_form(self.recipe, table.shape, least_bits)
+        if self._in_blocks(form):
+            return self._rows_of_blocks(table, name, ids, factor)
         # The factor is no part of the table: a tied head reads the same bytes, without it.
+        if form == "int8":
+            values, scale = self._int8_rows(table, name)
+            scale = graph.node("Gather", scale, ids)
+            if factor != 1.0:
+                scale = graph.node("Mul", scale, graph.constant(factor))
+            return graph.node("Mul", graph.node("Cast", graph.node("Gather", values, ids), to=FLOAT), scale)
+        if form == "float16":
+            x = graph.node("Cast", graph.node("Gather", self._half(_whole(table, name)), ids), to=FLOAT)
+        else:
+            x = graph.node("Gather", graph.tensor(table, name), ids)
         return x if factor == 1.0 else graph.node("Mul", x, graph.constant(factor))
 
     def scores(self, x: str, head: TokenHead) -> str:
         """Return ``x @ table^T + bias`` for float32 rows `x` ``(N, D)``: ``(N, V)``, without the soft cap."""
-        graph, table = self.graph, head.table
+        graph, table, name = self.graph, head.table, f"{head.name}/table"
         bias = None if head.bias is None else graph.tensor(head.bias, f"{head.name}/bias")
-        if self._quantizes(table):
-            values, scale, block = self._table_blocks(table, f"{head.name}/table")
-            return self._nbits(x, values, scale, bias, (table.shape[1], table.shape[0]), 8, block)
-        stored = self._stored_table(table, f"{head.name}/table")
-        if self.recipe == "fp16" and worth_quantizing(table):
-            stored = graph.node("Cast", stored, to=FLOAT)
+        form = stored_form(self.recipe, table.shape, head.least_bits)
+        if self._in_blocks(form):
+            return self._nbits(x, _turned(table, name), bias, 8)
+        if form == "int8":
+            values, scale = self._int8_rows(table, name)
+            stored = graph.node("Mul", graph.node("Cast", values, to=FLOAT), scale)
+        elif form == "float16":
+            stored = graph.node("Cast", self._half(_whole(table, name)), to=FLOAT)
+        else:
+            stored = graph.tensor(table, name)
         return graph.node("Gemm", x, stored, *(() if bias is None else (bias,)), transB=1)
 
-    def _quantizes(self, table: Float32) -> bool:
-        return self.recipe in (_INT8, _INT4) and worth_quantizing(table)
+    def _in_blocks(self, form: Form) -> bool:
+        return form == "int4" or (form == "int8" and self.recipe.activations == "dynamic")
 
-    def _nbits(
-        self, x: str, values: str, scale: str, bias: str | None, shape: tuple[int, int], bits: int, block: int
-    ) -> str:
+    def _nbits(self, x: str, kernel: Kernel, bias: str | None, bits: int) -> str:
+        values, scale, block = self._blocks(kernel, bits)
         inputs = (x, values, scale, *(() if bias is None else ("", "", bias)))
         return self.graph.node(
-            "MatMulNBits", *inputs, contrib=True, K=shape[0], N=shape[1], bits=bits, block_size=block, accuracy_level=4
-        )
+            "MatMulNBits", *inputs, contrib=True,
+            K=kernel.shape[0], N=kernel.shape[1], bits=bits, block_size=block, accuracy_level=4,
+        )  # fmt: skip
 
-    def _quantized_rows(self, table: Float32, name: str, ids: str, factor: float) -> str:
+    def _rows_of_blocks(self, table: Float32, name: str, ids: str, factor: float) -> str:
         # GatherBlockQuantized takes 8 bits from ONNX Runtime 1.23 on, and another shape than MatMulNBits. At one row these
         # five nodes take as long as it does.
         graph, width = self.graph, table.shape[1]
-        values, scale, block = self._table_blocks(table, name)
+        values, scale, block = self._blocks(_turned(table, name), 8)
         steps = graph.node("Cast", graph.node("Gather", values, ids), to=FLOAT)  # (N, blocks, b)
         scales = graph.node("Gather", scale, ids)
         if factor != 1.0:
@@ -153,72 +171,93 @@ class DecoderWeights:
             x = graph.node("Slice", x, graph.constant([0]), graph.constant([width]), graph.constant([1]))
         return x
 
-    def _stored_table(self, table: Float32, name: str) -> str:
-        if self.recipe != "fp16" or not worth_quantizing(table):
-            return self.graph.tensor(table, name)
-        return self._half(Kernel(name, (table.shape[0], table.shape[1]), (table,), "as is", lambda: table))
-
-    def _float(self, kernel: Kernel) -> str:
-        if self.recipe == "fp16" and worth_quantizing(kernel.shape):
-            return self.graph.node("Cast", self._half(kernel), to=FLOAT)
+    def _float(self, kernel: Kernel, form: Form) -> str:
+        """Return a kernel as float32: what it takes to make one of a narrower form is folded when the file is loaded."""
+        graph = self.graph
+        if form == "float16":
+            return graph.node("Cast", self._half(kernel), to=FLOAT)
+        if form == "int8":
+            values, scale = self._int8_columns(kernel)
+            return graph.node("Mul", graph.node("Cast", values, to=FLOAT), scale)
         if kernel.form == "as is":
-            return self.graph.tensor(kernel.sources[0], kernel.name)
+            return graph.tensor(kernel.sources[0], kernel.name)
         lazy = LazyArray(kernel.shape, np.dtype(np.float32), kernel.make)
-        return self.graph.tensor(lazy, kernel.name, *kernel.sources, form=kernel.form)
+        return graph.tensor(lazy, kernel.name, *kernel.sources, form=kernel.form)
 
     def _half(self, kernel: Kernel) -> str:
         peak = max(max(float(part.max()), -float(part.min())) for part in kernel.sources)
         if peak > _LARGEST_HALF:
             raise RecipeError(
                 f"The weight {kernel.name} reaches {peak:.6g}, and float16 ends at {_LARGEST_HALF:.0f}: "
-                f"convert with the recipe fp32 or {_INT8}."
+                "convert with the recipe fp32, or dynamic_wi8_afp32 with no part of the model kept in float16."
             )
         lazy = LazyArray(kernel.shape, np.dtype(np.float16), lambda: kernel.make().astype(np.float16))
         return self.graph.tensor(lazy, kernel.name, *kernel.sources, form=f"float16 {kernel.form}")
 
-    def _table_blocks(self, table: Float32, name: str) -> tuple[str, str, int]:
-        """Return a table's values, scales and block as of a kernel ``(D, V)``: what a tied head shares with the embedding."""
-        return self._blocks(Kernel(name, (table.shape[1], table.shape[0]), (table,), "table", lambda: table.T), 8)
+    def _int8_columns(self, kernel: Kernel) -> tuple[str, str]:
+        """Return the names of a kernel's int8 values ``(in, out)`` and of their scales ``(out,)``."""
+        return self._pair(kernel, "int8 columns", lambda: quantize_weight(kernel.make(), axis=1))
+
+    def _int8_rows(self, table: Float32, name: str) -> tuple[str, str]:
+        """Return the names of a table's int8 values ``(V, D)`` and of their scales ``(V, 1)``."""
+
+        def make() -> tuple[Int8, Float32]:
+            values, scale = quantize_weight(table, axis=0)
+            return values, scale[:, None]
+
+        return self._pair(_whole(table, name), "int8 rows", make)
 
     def _blocks(self, kernel: Kernel, bits: int) -> tuple[str, str, int]:
         """Return the names of the values, uint8 ``(out, blocks, b * bits / 8)``, and of the scales ``(out, blocks)``; and b."""
-        graph, (inputs, _) = self.graph, kernel.shape
-        block = 32 if bits == 4 else next((size for size in _BLOCKS if inputs % size == 0), _FILLED_UP)
-        forms = f"int{bits} {kernel.form}", f"int{bits} scale {kernel.form}"
+        inputs = kernel.shape[0]
+        if bits == 4:
+            block = self.recipe.block or inputs
+            return *self._pair(kernel, "int4", lambda: _pack_int4(kernel, block)), block
+        block = next((size for size in _BLOCKS if inputs % size == 0), _FILLED_UP)
+        return *self._pair(kernel, "int8", lambda: _pack_int8(kernel.make(), block)), block
+
+    def _pair(
+        self, kernel: Kernel, form: str, make: Callable[[], tuple[NDArray[np.uint8] | Int8, Float32]]
+    ) -> tuple[str, str]:
+        """Return the names of values and scales that are made of a kernel, once for the same kernel in the same form."""
+        graph = self.graph
+        forms = f"{form} {kernel.form}", f"{form} scale {kernel.form}"
         found = graph.find(*kernel.sources, form=forms[0]), graph.find(*kernel.sources, form=forms[1])
         if found[0] is not None and found[1] is not None:
-            return found[0], found[1], block
-        made = kernel.make()
-        if inputs % block:
-            made = np.pad(made, ((0, -inputs % block), (0, 0)))
-        values, scale = _pack_int4(made, block, kernel.scale) if bits == 4 else _pack_int8(made, block)
+            return found[0], found[1]
+        values, scale = make()
         return (
             graph.tensor(values, kernel.name, *kernel.sources, form=forms[0]),
             graph.tensor(scale, f"{kernel.name}/scale", *kernel.sources, form=forms[1]),
-            block,
         )
 
 
+def _whole(table: Float32, name: str) -> Kernel:
+    """Return a table ``(V, D)`` to be stored as it is."""
+    return Kernel(name, (table.shape[0], table.shape[1]), (table,), "as is", lambda: table)
+
+
+def _turned(table: Float32, name: str) -> Kernel:
+    """Return a table as the kernel ``(D, V)`` of a head: in blocks, a tied head shares it with the embedding."""
+    return Kernel(name, (table.shape[1], table.shape[0]), (table,), "table", lambda: table.T)
+
+
 def _pack_int8(kernel: Float32, block: int) -> tuple[NDArray[np.uint8], Float32]:
-    """Return uint8 values ``(out, blocks, b)`` around 128, and scales ``(out, blocks)``."""
-    outputs = kernel.shape[1]
+    """Return uint8 values ``(out, blocks, b)`` around 128, and scales ``(out, blocks)``; zeros fill up the last block."""
+    inputs, outputs = kernel.shape
+    if inputs % block:
+        kernel = np.pad(kernel, ((0, -inputs % block), (0, 0)))
     steps, scale = quantize_weight(np.ascontiguousarray(kernel.T).reshape(-1, block), axis=0)
     values = steps.view(np.uint8) ^ np.uint8(128)  # two's complement plus 128
     return values.reshape(outputs, -1, block), scale.reshape(outputs, -1)
 
 
-def _pack_int4(kernel: Float32, block: int, scale: Float32 | None) -> tuple[NDArray[np.uint8], Float32]:
-    """Return values around 8, two a byte with the first in the low half, ``(out, blocks, b / 2)``; scales ``(out, blocks)``.
-
-    Args:
-        kernel: ``(in, out)``.
-        block: Values of a block, b.
-        scale: That the kernel was rounded with before; None chooses.
-    """
-    if scale is None:
-        steps, scale = quantize_blocks(kernel, bits=4, block=block, positive=False)
+def _pack_int4(kernel: Kernel, block: int) -> tuple[NDArray[np.uint8], Float32]:
+    """Return values around 8, two a byte with the first in the low half, ``(out, blocks, b / 2)``; scales ``(out, blocks)``."""
+    made, grid = kernel.make(), kernel.grid
+    if grid is None:
+        steps, scale = quantize_blocks(made, bits=4, block=block, positive=False)
     else:
-        steps = round_to(kernel, scale)
-    values = (steps + np.int8(8)).view(np.uint8)
-    packed = values[:, 0::2] | values[:, 1::2] << np.uint8(4)
-    return packed.reshape(len(packed), -1, block // 2), scale
+        check_grid(grid, len(made), block)
+        steps, scale = round_to(made, grid.scale), grid.scale
+    return pack_pairs(steps + np.int8(8)).reshape(*scale.shape, block // 2), scale
