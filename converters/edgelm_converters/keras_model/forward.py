@@ -25,13 +25,12 @@ class Taps:
 
     Attributes:
         states: The residual stream after each layer, ``(B, n, D)``.
-        attentions: What the softmax gives in each layer, ``(B, H, n, n)``.
-        real: Which tokens count, bool ``(B, n)``.
+        projections: Of each layer's attention, as its kernels give them: queries ``(B, n, H*A)``, keys and values
+            ``(B, n, K*A)``.
     """
 
     states: list[Any] = field(default_factory=list)
-    attentions: list[Any] = field(default_factory=list)
-    real: Any = None
+    projections: list[tuple[Any, Any, Any]] = field(default_factory=list)
 
 
 def forward(spec: TransformerSpec, inputs: Mapping[str, Any], taps: Taps | None = None) -> Any:
@@ -47,8 +46,6 @@ def forward(spec: TransformerSpec, inputs: Mapping[str, Any], taps: Taps | None 
     """
     tokens = inputs[spec.token_input]
     real = _real_tokens(spec, inputs)
-    if taps is not None:
-        taps.real = real
     x = _embed(spec, inputs)
     visible = real[:, None, None, :]
     for stack in (spec.encoder, spec.decoder):
@@ -107,8 +104,11 @@ def _layer(layer: Layer, x: Any, visible: Any, taps: Taps | None) -> Any:
 
 
 def _attention(attention: Attention, x: Any, visible: Any, taps: Taps | None) -> Any:
-    query = _heads(_linear(attention.query, x), attention.heads)
-    key, value = (_heads(_linear(part, x), attention.kv_heads) for part in (attention.key, attention.value))
+    query, key, value = (_linear(part, x) for part in (attention.query, attention.key, attention.value))
+    if taps is not None:
+        taps.projections.append((query, key, value))
+    query = _heads(query, attention.heads)
+    key, value = _heads(key, attention.kv_heads), _heads(value, attention.kv_heads)
     query = query if attention.query_norm is None else _norm(attention.query_norm, query)
     key = key if attention.key_norm is None else _norm(attention.key_norm, key)
     if attention.rotary is not None:
@@ -124,8 +124,6 @@ def _attention(attention: Attention, x: Any, visible: Any, taps: Taps | None) ->
         visible = ops.logical_and(visible, behind < attention.window)
     scores = ops.matmul(query * attention.scale, ops.swapaxes(key, -1, -2))
     weights = ops.softmax(ops.where(visible, _cap(attention.soft_cap, scores), _HIDDEN), axis=-1)
-    if taps is not None:
-        taps.attentions.append(weights)
     mixed = ops.swapaxes(ops.matmul(weights, value), 1, 2)
     return _linear(attention.output, ops.reshape(mixed, (*_leading(x), attention.heads * attention.head_dim)))
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from edgelm_converters import convert
+from edgelm_converters.causal_reference import keras_scores
 from edgelm_converters.families import recognise
 from edgelm_converters.keras_model import build_keras_model, carried_tokenizer, read_keras_model
+from edgelm_converters.reference import make_reference
 from edgelm_converters.source import load_source
 from edgelm_converters.spec import Grid, TransformerSpec, parameters
 from reference import forward
@@ -29,6 +31,10 @@ _SPECS = {
     ),
     "decoder, groups, rotary": random_decoder(),
     "decoder, untied, biased": random_decoder(tied=False, biases=True, head_bias=True, positions=64),
+    "rms, gated, sees its padding, sigmoid": random_spec(
+        norm="rms", gated=True, activation="gelu_tanh", mask="none", pooling_masked=False, output="sigmoid", kv_heads=1
+    ),
+    "decoder, query and key norms, part turned": random_decoder(query_key_norm=True, rotary=4, rotary_factor=1.2),
     "decoder, windows, caps": random_decoder(windows=(4, None), soft_cap=5.0, head_soft_cap=3.0, post_norms=True),
 }
 
@@ -61,6 +67,17 @@ def test_it_is_saved_and_read_back_exactly(spec: TransformerSpec, tmp_path: Path
     for (_, array), (_, wanted) in zip(mine, theirs, strict=True):
         np.testing.assert_array_equal(array, wanted)
     assert again.spec.describe() == spec.describe()
+
+
+def test_a_language_model_is_asked_as_any_other(tmp_path: Path) -> None:
+    spec = random_decoder()
+    path = tmp_path / "model.keras"
+    build_keras_model(spec).save(path)
+    source = load_source(path)
+    ids = random_inputs(spec, 7)[spec.token_input]
+    found = keras_scores(source.model, make_reference(source), spec)(ids[0])
+    wanted = forward(spec, {spec.token_input: ids})[0]
+    assert np.abs(found - wanted).max() <= 20 * 8 * 2**-24 * max(np.abs(wanted).max(), 1)  # as above
 
 
 def test_every_weight_is_trained_but_frequencies() -> None:
