@@ -185,6 +185,20 @@ def test_onnx_runtime_makes_the_fast_operators_of_it(norm: str, placement: str, 
     assert operator_histogram(optimised)["com.microsoft.DynamicQuantizeMatMul"] == 2 * 3 + 1
 
 
+def test_hidden_channels_are_turned(tmp_path: Path) -> None:
+    spec = random_spec(gated=True)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0].astype(np.float32)
+    layers = tuple(
+        dataclasses.replace(layer, feed_forward=dataclasses.replace(layer.feed_forward, turn=turn))
+        for layer in spec.encoder.layers
+    )
+    turned = dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, layers=layers))
+    path = tmp_path / "model.onnx"
+    emit_onnx(turned, path, recipe="fp32")
+    assert relative_error(path, turned) < 1.4e-5  # as float32 above
+    assert relative_error(path, spec) > 0.01  # another model
+
+
 def test_a_fixed_length_is_that_of_the_file(tmp_path: Path) -> None:
     spec = dataclasses.replace(random_spec(mask="none", pooling="none", causal=True), fixed_length=9)
     path = tmp_path / "model.onnx"

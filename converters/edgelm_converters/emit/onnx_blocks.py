@@ -21,21 +21,35 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.onnx_weights import BOOL, Weights
 from edgelm_converters.recipes import Recipe
-from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Norm, TransformerSpec
+from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, TransformerSpec
 
-__all__ = ["Flow", "activate", "embed", "encode_layer", "normalise", "start"]
+__all__ = ["Flow", "Products", "activate", "embed", "encode_layer", "feed_forward", "normalise", "start"]
 
 # Added to the score of a token that is not seen. exp underflows to 0 beside any score, and where no token at all is seen
 # the scores vanish in its rounding (64): a mean over all tokens, as Keras has it.
 _UNSEEN = -1e9
 
 _ACTIVATIONS: dict[Activation, str] = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+
+
+class Products(Protocol):
+    """A graph, and how weights enter it."""
+
+    @property
+    def graph(self) -> Graph:
+        """The graph under construction."""
+        ...
+
+    def linear(self, x: str, linear: Linear) -> str:
+        """Return ``x @ kernel + bias`` for float32 rows `x` ``(N, in)``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,7 @@ def encode_layer(flow: Flow, layer: Layer, x: str, *, first_only: bool) -> str:
     With "first" pooling the last layer needs no other row: queries, output and feed-forward of the rest are dead. At 128
     tokens it takes the 2×128 model from 1.28 to 0.76 ms, with int8 from 0.69 to 0.42.
     """
-    graph = flow.graph
+    graph, weights = flow.graph, flow.weights
     name = layer.attention.query.name
     if layer.norm_placement == "pre":
         seen = normalise(graph, layer.attention_norm, x, f"{name}/norm")
@@ -166,12 +180,12 @@ def encode_layer(flow: Flow, layer: Layer, x: str, *, first_only: bool) -> str:
         return graph.node(
             "Add",
             x,
-            _feed_forward(flow, layer.feed_forward, normalise(graph, layer.feed_forward_norm, x, f"{name}/ff_norm")),
+            feed_forward(weights, layer.feed_forward, normalise(graph, layer.feed_forward_norm, x, f"{name}/ff_norm")),
         )
     mixed = _attend(flow, layer.attention, x, first_only=first_only)
     x = flow.first_rows(x) if first_only else x
     x = normalise(graph, layer.attention_norm, graph.node("Add", x, mixed), f"{name}/norm")
-    x = graph.node("Add", x, _feed_forward(flow, layer.feed_forward, x))
+    x = graph.node("Add", x, feed_forward(weights, layer.feed_forward, x))
     return normalise(graph, layer.feed_forward_norm, x, f"{name}/ff_norm")
 
 
@@ -274,12 +288,17 @@ def _output_bias(graph: Graph, attention: Attention) -> str | None:
     return graph.tensor(bias.astype(np.float32), name, *sources, form="output bias")
 
 
-def _feed_forward(flow: Flow, feed_forward: FeedForward, x: str) -> str:
-    graph, weights = flow.graph, flow.weights
-    up = weights.linear(x, feed_forward.up)
-    if feed_forward.gate is None:
-        hidden = activate(graph, feed_forward.activation, up)
+def feed_forward(weights: Products, block: FeedForward, x: str) -> str:
+    """Return the feed-forward of rows `x`, of an encoder as of a language model."""
+    graph = weights.graph
+    up = weights.linear(x, block.up)
+    if block.gate is None:
+        hidden = activate(graph, block.activation, up)
     else:
-        gate = weights.linear(x, feed_forward.gate)
-        hidden = graph.node("Mul", activate(graph, feed_forward.activation, gate), up)
-    return weights.linear(hidden, feed_forward.down)
+        hidden = graph.node("Mul", activate(graph, block.activation, weights.linear(x, block.gate)), up)
+    if block.turn is not None:
+        width = block.down.kernel.shape[0]
+        runs = graph.node("Reshape", hidden, graph.constant([-1, len(block.turn)]))
+        turned = graph.node("MatMul", runs, graph.tensor(block.turn, "turn"))
+        hidden = graph.node("Reshape", turned, graph.constant([-1, width]))
+    return weights.linear(hidden, block.down)

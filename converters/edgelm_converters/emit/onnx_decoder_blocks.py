@@ -21,11 +21,11 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm_converters.emit.onnx_blocks import activate, normalise
+from edgelm_converters.emit.onnx_blocks import feed_forward, normalise
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights, Kernel, linear_kernel
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.quantize import stored_form
-from edgelm_converters.spec import Attention, FeedForward, Float32, Grid, Layer, Linear, Norm, Rotary
+from edgelm_converters.spec import Attention, Float32, Grid, Layer, Linear, Norm, Rotary
 
 __all__ = ["DecoderFlow", "cached_width", "decode_layer"]
 
@@ -93,11 +93,11 @@ def decode_layer(flow: DecoderFlow, layer: Layer, x: str, index: int, *, last: b
     mixed = flow.weights.product(mixed, _output_kernel(layer.attention), _bias(graph, layer.attention.output))
     if not pre:
         x = normalise(graph, layer.attention_norm, graph.node("Add", x, mixed), f"{name}/norm")
-        added = _feed_forward(flow, layer.feed_forward, x)
+        added = feed_forward(flow.weights, layer.feed_forward, x)
         return normalise(graph, layer.feed_forward_norm, graph.node("Add", x, added), f"{name}/feed_forward_norm")
     x = graph.node("Add", x, _maybe_norm(graph, layer.attention_post_norm, mixed, f"{name}/post_norm"))
-    added = _feed_forward(
-        flow, layer.feed_forward, normalise(graph, layer.feed_forward_norm, x, f"{name}/feed_forward_norm")
+    added = feed_forward(
+        flow.weights, layer.feed_forward, normalise(graph, layer.feed_forward_norm, x, f"{name}/feed_forward_norm")
     )
     return graph.node(
         "Add", x, _maybe_norm(graph, layer.feed_forward_post_norm, added, f"{name}/feed_forward_post_norm")
@@ -304,20 +304,3 @@ def _rotary_tables(flow: DecoderFlow, rotary: Rotary, width: int) -> tuple[str, 
     cos[:, :half] = rotary.factor * np.cos(angles)
     sin[:, :half] = rotary.factor * np.sin(angles)
     return graph.constant(cos), graph.constant(sin)
-
-
-def _feed_forward(flow: DecoderFlow, feed_forward: FeedForward, x: str) -> str:
-    graph, weights = flow.graph, flow.weights
-    up = weights.linear(x, feed_forward.up)
-    if feed_forward.gate is None:
-        hidden = activate(graph, feed_forward.activation, up)
-    else:
-        gate = weights.linear(x, feed_forward.gate)
-        hidden = graph.node("Mul", activate(graph, feed_forward.activation, gate), up)
-    if feed_forward.turn is not None:
-        turn, width = feed_forward.turn, feed_forward.down.kernel.shape[0]
-        runs = graph.node("Reshape", hidden, graph.constant([-1, len(turn)]))
-        hidden = graph.node(
-            "Reshape", graph.node("MatMul", runs, graph.tensor(turn, "turn")), graph.constant([-1, width])
-        )
-    return weights.linear(hidden, feed_forward.down)
