@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from edgelm.errors import ExecutionError
 from edgelm_runtimes.detokenize import Detokenizer
 from edgelm_runtimes.generation_result import FinishReason, GenerationResult, SpeculationCounts
 from edgelm_runtimes.generation_settings import GenerationSettings
+from edgelm_runtimes.near_ties import NearTies
 from edgelm_runtimes.prompt import fit
 from edgelm_runtimes.sequence import CachedSequence
 from edgelm_runtimes.speculation import NO_DRAFT, Draft, Drafter, DraftModel, PromptLookup, verify
@@ -34,6 +35,7 @@ class Engine:
         chunk: Tokens of a prompt that are computed in one call.
         short_chunk: Likewise where there is a deadline to be kept.
         draft_tokens: Guesses that one step checks.
+        ties: What is known of the program's scores where it computes several positions at once.
         closed: Whether the session was closed.
     """
 
@@ -45,6 +47,7 @@ class Engine:
     chunk: int
     short_chunk: int
     draft_tokens: int
+    ties: NearTies = field(default_factory=NearTies)
     closed: bool = False
 
 
@@ -174,9 +177,12 @@ class Decoding:
             rows = self._compute(draft)
             if self._ttft_s is None:
                 self._prefilled = len(sequence.ids) - self._cached
+            checked = draft
+            if rows is not None and draft.ids and sampling.certain:
+                rows, checked = self._settle(rows, draft, seen)
             if rows is None:
                 break
-            tokens = verify(rows, draft, sampling, generator, seen)
+            tokens = verify(rows, checked, sampling, generator, seen)
             sequence.rewind(len(self._ids) + len(tokens) - 1)  # what was computed for refused guesses
             self._count(draft, len(tokens) - 1)
             yield from self._show(tokens, self._engine.clock() - began)
@@ -194,6 +200,35 @@ class Decoding:
             ids, max(chunk, len(draft.ids) + 1), self._proceed, logits="all" if draft.ids else "last"
         )
         return scores if scores is None or draft.ids else scores[None, :]
+
+    def _settle(
+        self, rows: NDArray[np.float32], draft: Draft, seen: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32] | None, Draft]:
+        """Return the rows and guesses up to a near tie, whose row is computed again by itself; None where the answer ends.
+
+        What decoding token by token would take is then taken, and the guesses behind it are dropped. The first time all rows
+        are computed again: by how much they differ says what a near tie is.
+        """
+        ties = self._engine.ties
+        known = ties.difference is not None
+        place = ties.first(rows, draft, self._settings.sampling, seen) if known else len(draft.ids)
+        if place is None:
+            return rows, draft
+        among = rows[: place + 1].copy()  # the next call overwrites it
+        settled = among.copy()
+        for again in range(place if known else 0, place + 1):
+            alone = self._alone([*self._ids, *draft.ids[:again]])
+            if alone is None:
+                return None, draft
+            ties.note(among[again], alone)
+            settled[again] = alone
+        return settled, draft.first(place)
+
+    def _alone(self, ids: list[int]) -> NDArray[np.float32] | None:
+        """Return the scores after the last token, computed in a call of its own; None where the answer ends before."""
+        sequence = self._engine.sequence
+        sequence.rewind(len(ids) - 1)
+        return sequence.advance(ids, 1, self._proceed)
 
     def _drafter(self, generator: np.random.Generator) -> Drafter | None:
         guess = self._request.guess

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgelm.errors import ExecutionError, InputError
 
-__all__ = ["Candidates", "Sampling", "candidates", "draw", "probability"]
+__all__ = ["Candidates", "Sampling", "candidates", "draw", "margin", "probability"]
 
 # Tokens that top-p looks at first, and more where they do not hold the probability: picking some out is linear in their
 # number, sorting all is not.
@@ -65,6 +65,11 @@ class Sampling:
         """Whether the likeliest token is taken, without chance."""
         return self.temperature == 0
 
+    @property
+    def certain(self) -> bool:
+        """Whether one token is left to choose from, whatever the scores."""
+        return self.greedy or self.top_k == 1
+
 
 def _check(name: str, value: float, fits: bool, wanted: str) -> None:
     if not isfinite(value) or not fits:
@@ -107,7 +112,7 @@ def candidates(scores: NDArray[np.float32], sampling: Sampling, seen: NDArray[np
         raise ExecutionError(
             f"The model answered with {scores[best]} among its scores: check the bundle here with 'edgelm verify'."
         )
-    if sampling.greedy or sampling.top_k == 1:
+    if sampling.certain:
         # With top_k = 1, tokens of equal scores would share; that is a matter of rounding, and not worth a partition.
         return Candidates(np.array([best]), np.ones(1))
     ids = _likeliest(scores, sampling.top_k)
@@ -119,6 +124,22 @@ def candidates(scores: NDArray[np.float32], sampling: Sampling, seen: NDArray[np
         kept = np.flatnonzero(weights >= sampling.min_p)  # the likeliest has the weight 1
         ids, weights = ids[kept], weights[kept]
     return Candidates(ids, weights / weights.sum())
+
+
+def margin(scores: NDArray[np.float32], sampling: Sampling, seen: NDArray[np.bool_] | None = None) -> tuple[int, float]:
+    """Return the likeliest token, and how far its score is ahead of the second highest.
+
+    Args:
+        scores: As of `candidates`. A NaN counts as infinitely high, and is 0 ahead.
+        sampling: Of it, the repetition penalty counts.
+        seen: As of `candidates`.
+    """
+    if seen is not None and sampling.repetition_penalty != 1:
+        scores = _penalize(scores, np.flatnonzero(seen), sampling.repetition_penalty)
+    best = int(scores.argmax())
+    second = max(scores[:best].max(initial=-np.inf), scores[best + 1 :].max(initial=-np.inf))
+    ahead = float(scores[best]) - float(second)
+    return best, 0.0 if np.isnan(ahead) else ahead
 
 
 def _penalize(scores: NDArray[np.float32], seen: NDArray[np.int64], penalty: float) -> NDArray[np.float32]:
