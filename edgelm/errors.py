@@ -13,6 +13,7 @@
     │   └── IntegrityError      a file in it is not the one that was written
     ├── RuntimeUnavailableError a runtime or device that is not installed here, or refuses this file
     ├── ExecutionError          the runtime failed while it ran
+    ├── MeterError              an energy meter that is missing, denied, or gives no usable reading
     ├── ProfileError            a device profile that is unknown or not valid
     ├── MissingPackageError     an optional package is needed; names the extra that brings it
     └── OutputError             the output exists, or cannot be written
@@ -30,6 +31,7 @@ __all__ = [
     "ExecutionError",
     "InputError",
     "IntegrityError",
+    "MeterError",
     "MissingPackageError",
     "ModelError",
     "OutputError",
@@ -84,6 +86,10 @@ class RuntimeUnavailableError(EdgelmError):
 
 class ExecutionError(EdgelmError):
     """The runtime failed while it ran the model."""
+
+
+class MeterError(EdgelmError):
+    """An energy meter that is missing, that this user may not read, or whose readings cannot be used."""
 
 
 class ProfileError(EdgelmError):
