@@ -23,6 +23,7 @@ __all__ = ["cli", "main"]
 # wait for what `edgelm report` needs.
 _COMMANDS = {
     "convert": "convert",
+    "distill": "distill",
     "run": "run",
     "benchmark": "benchmark",
     "report": "benchmark",

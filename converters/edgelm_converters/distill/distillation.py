@@ -1,0 +1,365 @@
+"""From a teacher, a student and data to a trained student."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgelm.errors import InputError, ModelError, RecipeError
+from edgelm_converters.data import Dataset, read_dataset
+from edgelm_converters.distill.lessons import Lessons, classify_lessons, inputs_of, language_lessons
+from edgelm_converters.distill.measure import Measured, measure
+from edgelm_converters.distill.settings import Training
+from edgelm_converters.distill.student import cut_student, layers_of_teacher, read_shape
+from edgelm_converters.distill.targets import keep_targets
+from edgelm_converters.distill.teacher import Kind, Teacher, kind_of, read_teacher, unread_teacher, without_activation
+from edgelm_converters.families import recognise
+from edgelm_converters.lengths import choose_lengths
+from edgelm_converters.reference import Reference, make_reference
+from edgelm_converters.run_labels import label_names
+from edgelm_converters.source import Source, load_source
+from edgelm_converters.spec import Layer, Stack, TransformerSpec, parameters
+from edgelm_converters.tokens import Tokens, find_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Distillation", "distil", "distil_spec"]
+
+Progress = Callable[[str, int, int], None]
+
+_LANGUAGE_LENGTH = 256  # tokens of a sequence where nothing is said: attention to more costs time, and teaches little
+_POINTS = 200  # of a loss curve
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a distillation did.
+
+    Attributes:
+        data: The training data's name.
+        samples: Of them; of a language model, sequences.
+        steps: Of training.
+        seconds: Of training.
+        teacher_parameters: Weights of the teacher; None where it was not recognised.
+        student_parameters: Weights of the student.
+        before: Teacher and student on the validation data, before; None where there are none.
+        after: Likewise after.
+        losses: The loss curve: means of equal runs of steps, at most 200.
+        training: The settings.
+        notes: What a reader should know.
+    """
+
+    data: str
+    samples: int
+    steps: int
+    seconds: float
+    teacher_parameters: int | None
+    student_parameters: int
+    before: Measured | None
+    after: Measured | None
+    losses: tuple[float, ...]
+    training: Training
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """Everything that a training needs."""
+
+    teacher: TransformerSpec | None
+    reference: Reference
+    student: TransformerSpec
+    lessons: Lessons
+    validation: Lessons | None
+    notes: tuple[str, ...]
+
+
+def distil(
+    teacher: object,
+    student: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    validation: str | Path | None = None,
+    sequence_length: int | None = None,
+    training: Training | None = None,
+    custom_objects: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda step, done, total: None,
+) -> Distillation:
+    """Train a student, and write it as a ``.keras`` file with its tokenizer; a ``.json`` beside it says how it went.
+
+    While it runs, ``OUTPUT.checkpoint/`` holds the last checkpoint.
+
+    Args:
+        teacher: What `convert` takes as a model. One that is not recognised teaches by its answers alone.
+        student: The path of a model, such as a pruned one; or a shape to cut out of the teacher, such as
+            ``layers=2,width=128,heads=4,ffn=512``.
+        data: What it is taught with (csv, tsv, jsonl, txt, npz).
+        output: The file to write.
+        tokenizer: As `convert` takes it; without, the one that the teacher or the student carries.
+        labels: Names of the classes in the order of the outputs, or a file of them, where the data name them.
+        validation: Data that teacher and student are measured on.
+        sequence_length: The most tokens of a sample; of a language model, of each sequence.
+        training: The settings.
+        custom_objects: A Python file that defines the teacher's own layers. It is run.
+        resume: Go on from the checkpoint.
+        force: Replace a file that exists.
+        stop: Asked after each step; True writes a checkpoint and raises KeyboardInterrupt.
+        progress: Called with the step's description, and how much of it is done.
+
+    Raises:
+        EdgelmError: Something does not fit, and the message says what to do.
+        KeyboardInterrupt: `stop` said so.
+    """
+    from edgelm_converters.distill.saving import check_output, save_student
+    from edgelm_converters.keras_model import build_keras_model
+
+    training = training or Training()
+    training.check()
+    path = Path(output)
+    check_output(path, force=force)
+    progress("Reading the models", 0, 1)
+    source = load_source(teacher, custom_objects=None if custom_objects is None else Path(custom_objects))
+    reference = make_reference(source)
+    spec = recognise(source.model, None).spec if source.kind == "keras" else None
+    pupil, own = _student(student, spec)
+    tokens = find_tokens(tokenizer, source, spec)
+    if tokens.tokenizer is None and own is not None:
+        tokens = find_tokens(None, own, pupil)
+    course = _course(
+        spec, reference, pupil, tokens,
+        read_dataset(Path(data)), None if validation is None else read_dataset(Path(validation)),
+        names=label_names(labels), asked=sequence_length,
+    )  # fmt: skip
+    progress("Reading the models", 1, 1)
+    taught, record = _run(course, training, checkpoint=checkpoint_of(path), resume=resume, stop=stop, progress=progress)
+    carried = None if tokens.tokenizer is None else tokens.tokenizer.to_str()
+    save_student(build_keras_model(taught, tokenizer=carried), record, path, checkpoint_of(path))
+    return record
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return the folder of the checkpoints of a training that writes `output`."""
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def distil_spec(
+    teacher: TransformerSpec,
+    student: TransformerSpec,
+    data: Dataset,
+    tokenizer: Tokenizer | None,
+    *,
+    labels: Sequence[str] | None = None,
+    validation: Dataset | None = None,
+    sequence_length: int | None = None,
+    training: Training | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> tuple[TransformerSpec, Distillation]:
+    """Train a student, and return it with what was done; nothing is written.
+
+    Args:
+        teacher: The model to answer like.
+        student: Where it starts, such as the teacher after pruning.
+        data: What it is taught with.
+        tokenizer: Of both; None where the data are arrays.
+        labels: Names of the classes, where the data name them.
+        validation: Data that both are measured on.
+        sequence_length: The most tokens of a sample.
+        training: The settings.
+        progress: Called with the step's description, and how much of it is done.
+
+    Raises:
+        EdgelmError: Something does not fit, and the message says what to do.
+    """
+    from edgelm_converters.keras_model import build_keras_model
+
+    training = training or Training()
+    training.check()
+    source = load_source(build_keras_model(teacher))
+    tokens = find_tokens(tokenizer, source, teacher)
+    course = _course(
+        teacher, make_reference(source), student, tokens, data, validation, names=labels, asked=sequence_length
+    )
+    return _run(course, training, progress=progress)
+
+
+def _student(student: str | Path, teacher: TransformerSpec | None) -> tuple[TransformerSpec, Source | None]:
+    """Return the student, and the model that it was read from where it was."""
+    if isinstance(student, str) and "=" in student:
+        if teacher is None:
+            raise RecipeError(
+                "No student can be cut out of a teacher that is not recognised: give a .keras file with --student."
+            )
+        return cut_student(teacher, read_shape(student)), None
+    own = load_source(student)
+    recognition = recognise(own.model, None)
+    if recognition.spec is None:
+        raise ModelError(
+            f"The student {own.description} is not recognised, so it cannot be taught: {recognition.reason}."
+        )
+    return recognition.spec, own
+
+
+def _course(
+    teacher: TransformerSpec | None,
+    reference: Reference,
+    student: TransformerSpec,
+    tokens: Tokens,
+    data: Dataset,
+    validation: Dataset | None,
+    *,
+    names: Sequence[str] | None,
+    asked: int | None,
+) -> _Course:
+    """Return what a training needs, and refuse what does not fit together."""
+    _check_pair(teacher, student)
+    language = student.head.tokens is not None
+    bound = min((spec.max_length for spec in (teacher, student) if spec and spec.max_length), default=None)
+    if asked is not None and bound is not None and asked > bound:
+        raise InputError(f"--sequence-length {asked} is more than teacher and student both take: {bound}.")
+    if language:
+        lengths: tuple[int, ...] = (asked or min(bound or _LANGUAGE_LENGTH, _LANGUAGE_LENGTH),)
+        cut = tokens.bounded_by(lengths[-1])
+    else:
+        known = [length for length in (bound, tokens.max_length) if length is not None]
+        lengths = choose_lengths(reference, teacher, tokens, asked or min(known, default=None)).buckets
+        if not lengths:
+            raise InputError("The teacher takes no sequence of token ids, and a student is taught with nothing else.")
+        cut = tokens.cut_at(lengths[-1])
+    notes: list[str] = []
+
+    def lessons(dataset: Dataset) -> Lessons:
+        if language:
+            return language_lessons(dataset, cut.tokenizer, length=lengths[-1], pad_id=tokens.pad_id)
+        if dataset.labels is not None and names is None and not all(label.isdigit() for label in dataset.labels):
+            notes.append(f"The labels of {dataset.name} are names, and were left out: --labels gives their order.")
+            dataset = dataclasses.replace(dataset, labels=None)
+        return classify_lessons(dataset, reference, cut.tokenizer, labels=names, lengths=lengths, pad_id=tokens.pad_id)
+
+    taught, checked = lessons(data), None if validation is None else lessons(validation)
+    for entry in (taught, checked):
+        _check_labels(entry, student)
+    return _Course(teacher, reference, student, taught, checked, tuple(notes))
+
+
+def _check_pair(teacher: TransformerSpec | None, student: TransformerSpec) -> None:
+    if teacher is None:
+        return
+    if teacher.vocabulary_size != student.vocabulary_size:
+        raise ModelError(
+            f"The teacher has {teacher.vocabulary_size:,} tokens and the student {student.vocabulary_size:,}: they must read "
+            "the same ids. Trim the teacher's vocabulary in the same way."
+        )
+    mine, its = (_answer_of(spec) for spec in (student, teacher))
+    if mine != its:
+        raise ModelError(f"The student answers with {mine}, and the teacher with {its}: they must answer alike.")
+
+
+def _answer_of(spec: TransformerSpec) -> str:
+    if spec.head.tokens is not None:
+        return "a score for each token"
+    width = spec.head.layers[-1].linear.kernel.shape[1] if spec.head.layers else spec.width
+    what = {"classes": "classes", "binary": "independent classes", "vector": "values"}[kind_of(spec)]
+    return f"{width} {what}{' for each token' if spec.head.pooling == 'none' else ''}"
+
+
+def _check_labels(lessons: Lessons | None, student: TransformerSpec) -> None:
+    if lessons is None or not lessons.labelled or kind_of(student) == "vector":
+        return
+    width = student.head.layers[-1].linear.kernel.shape[1] if student.head.layers else student.width
+    classes, highest = max(width, 2), int(lessons.labels.max())
+    if highest >= classes:
+        raise InputError(f"{lessons.name} holds the label {highest}, and the model has the classes 0 to {classes - 1}.")
+
+
+def _run(
+    course: _Course,
+    training: Training,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress,
+) -> tuple[TransformerSpec, Distillation]:
+    from edgelm_converters.distill.teach import compile_pupil, teach, thinned
+    from edgelm_converters.distill.watcher import Pupil, relation_heads
+
+    student, lessons, kind = course.student, course.lessons, kind_of(course.student)
+    watched: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    if course.teacher is not None and training.hidden:
+        few, many = len(_layers(student)), len(_layers(course.teacher))
+        watched = tuple(layers_of_teacher(few, many)) if few <= many else tuple(range(many))
+        widths = (course.teacher.width,) * len(watched)
+    if course.teacher is not None and training.relations:
+        pair = [_layers(spec)[-1].attention for spec in (course.teacher, student)]
+        kernels = [[part.kernel.shape[1] for part in (one.query, one.key, one.value)] for one in pair]
+        heads = tuple(relation_heads(wide, narrow, pair[0].heads) for wide, narrow in zip(*kernels, strict=True))
+    teacher = _teacher(course, kind, watched, training)
+    plain = without_activation(student)
+    pupil = Pupil(plain, kind, widths, heads, training)
+    compile_pupil(pupil, training, lessons.batches(training.batch_size) * training.epochs)
+    mine = Teacher(student, (), lambda batch: {"answer": pupil.ask(inputs_of(plain, batch))})
+    before = _measure(course, teacher, mine, kind, training)
+    with tempfile.TemporaryDirectory(prefix="edgelm-teacher-") as folder:
+        targets = keep_targets(
+            teacher, lessons, Path(folder), batch_size=training.batch_size,
+            tick=lambda done, total: progress("Asking the teacher", done, total),
+        )  # fmt: skip
+        taught = teach(
+            pupil, student, targets, lessons, training, checkpoint=checkpoint, resume=resume, stop=stop,
+            tick=lambda done, total: progress("Teaching the student", done, total),
+        )  # fmt: skip
+    output = dataclasses.replace(taught.spec.head, output=student.head.output)
+    spec = dataclasses.replace(taught.spec, head=output)
+    record = Distillation(
+        data=lessons.name,
+        samples=len(lessons),
+        steps=len(taught.losses),
+        seconds=taught.seconds,
+        teacher_parameters=None if course.teacher is None else _count(course.teacher),
+        student_parameters=_count(student),
+        before=before,
+        after=_measure(course, teacher, mine, kind, training),
+        losses=thinned(taught.losses, _POINTS),
+        training=training,
+        notes=course.notes,
+    )
+    return spec, record
+
+
+def _teacher(course: _Course, kind: Kind, watched: tuple[int, ...], training: Training) -> Teacher:
+    if course.teacher is not None:
+        return read_teacher(course.teacher, watched, relations=training.relations > 0)
+    if training.watches:
+        raise RecipeError(
+            "The teacher is not recognised, so only its answers can be taught: leave --hidden and --relations at 0."
+        )
+    return unread_teacher(course.reference, kind)
+
+
+def _measure(course: _Course, teacher: Teacher, student: Teacher, kind: Kind, training: Training) -> Measured | None:
+    if course.validation is None:
+        return None
+    language = course.student.head.tokens is not None
+    return measure(teacher, student, course.validation, kind, language=language, batch_size=training.batch_size)
+
+
+def _layers(spec: TransformerSpec) -> tuple[Layer, ...]:
+    stack: Stack = spec.decoder if spec.decoder.layers else spec.encoder
+    return stack.layers
+
+
+def _count(spec: TransformerSpec) -> int:
+    return sum(array.size for _, array in parameters(spec))
