@@ -10,7 +10,7 @@ layers). `Linear.name` is the path of the Keras layer that the weights came from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -305,16 +305,19 @@ class TransformerSpec:
         return int(projection.kernel.shape[1] if projection else self.embeddings.token.shape[1])
 
     def describe(self) -> dict[str, int | float | str | bool | None]:
-        """Return the architecture in a few plain figures, for the manifest and for people."""
+        """Return the architecture in a few plain figures, for the manifest and for people.
+
+        Where the layers of a pruned model differ, a figure is the text "least-most" of them.
+        """
         layers = self.encoder.layers or self.decoder.layers
         first = layers[0]
         figures: dict[str, int | float | str | bool | None] = {
             "layers": len(layers),
             "width": self.width,
-            "heads": first.attention.heads,
-            "kv_heads": first.attention.kv_heads,
-            "head_dim": first.attention.head_dim,
-            "feed_forward": int(first.feed_forward.up.kernel.shape[1]),
+            "heads": _extent([layer.attention.heads for layer in layers]),
+            "kv_heads": _extent([layer.attention.kv_heads for layer in layers]),
+            "head_dim": _extent([layer.attention.head_dim for layer in layers]),
+            "feed_forward": _extent([len(layer.feed_forward.down.kernel) for layer in layers]),
             "activation": first.feed_forward.activation,
             "norm": first.norm_placement,
             "vocabulary": self.vocabulary_size,
@@ -323,6 +326,12 @@ class TransformerSpec:
         if self.head.tokens is not None:
             return {**figures, "tied": self.head.tokens.table is self.embeddings.token}
         return {**figures, "mask": self.mask, "pooling": self.head.pooling, "output": self.head.output}
+
+
+def _extent(figures: Sequence[int]) -> int | str:
+    """Return the figure that all layers have, or the least and the most."""
+    least, most = min(figures), max(figures)
+    return least if least == most else f"{least}-{most}"
 
 
 def parameters(piece: object) -> Iterator[tuple[str, NDArray[Any]]]:
