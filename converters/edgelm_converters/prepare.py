@@ -34,7 +34,7 @@ from edgelm_converters.rotation import (
     rotation,
     turn_hidden,
 )
-from edgelm_converters.rounding import drift_moments, make_up, round_kernel, second_moments
+from edgelm_converters.rounding import drift_moments, make_up, refine, round_kernel, second_moments
 from edgelm_converters.spec import Float32, Grid, Layer, Linear, TransformerSpec, parameters
 
 __all__ = ["prepare_weights"]
@@ -48,6 +48,7 @@ Progress = Callable[[str, int, int], None]
 #   values, 576                   0.44   0.41   0.39   0.37   0.37   0.39  %
 #   inner channels, 1,536         0.99   0.90   0.78   0.68   0.62   0.61  %
 _STREAM, _VALUES, _INNER = 0.1, 0.3, 1.0
+_SWEEPS = 2  # of `refine`
 _RUNS = (32, 16)  # inner channels that are turned together: the longest that divides them
 # Tokens of the text. Sizes of channels are known after a thousand; the second moments of 1,536 channels are not.
 _ENOUGH = {"int8": 1024, "int4": 6144}
@@ -222,12 +223,9 @@ def _round(
     ]
     narrow = [number for number, linear in enumerate(made) if linear.least_bits == 4]
     if narrow:
-        rounded = round_kernel(
-            np.concatenate([made[number].kernel for number in narrow], axis=1),
-            moments,
-            block=block_size,
-            damping=damping,
-        )
+        exact = np.concatenate([made[number].kernel for number in narrow], axis=1)
+        rounded = round_kernel(exact, moments, block=block_size, damping=damping)
+        rounded = refine(exact, moments, *rounded, damping=damping, sweeps=_SWEEPS)
         ends = np.cumsum([made[number].kernel.shape[1] for number in narrow])[:-1]
         for number, kernel, scale in zip(
             narrow, np.split(rounded[0], ends, 1), np.split(rounded[1], ends), strict=True
