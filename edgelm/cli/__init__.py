@@ -31,7 +31,7 @@ _COMMANDS = {
     "verify": "inspect",
     "pack": "inspect",
     "profiles": "profiles",
-    "doctor": "profiles",
+    "doctor": "doctor",
 }
 
 

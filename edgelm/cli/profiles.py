@@ -1,16 +1,15 @@
-"""``edgelm profiles`` and ``edgelm doctor``: what is known of devices, and of this one."""
+"""``edgelm profiles``: what is known of devices, and which of them this one is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from edgelm.cli.output import json_option, print_json, table
 
-__all__ = ["doctor", "profiles"]
+__all__ = ["profiles"]
 
 
 @click.group()
@@ -79,29 +78,3 @@ def detect(as_json: bool) -> None:
     click.echo(detection.profile or "no profile fits this machine")
     for line in (*detection.evidence, *(f"warning: {warning}" for warning in detection.warnings)):
         click.echo(f"  {line}")
-
-
-@click.command()
-@json_option
-def doctor(as_json: bool) -> None:
-    """Say what can run here: the machine, its profile, each runtime, and how to install what is missing."""
-    from edgelm_device_profiles import detect as detect_device
-    from edgelm_runtimes.machine import machine_facts
-    from edgelm_runtimes.registry import available
-
-    facts, detection, states = machine_facts(), detect_device(), available()
-    if as_json:
-        runtimes = [asdict(state) for state in states]
-        print_json({"machine": facts.to_dict(), "detection": detection.to_dict(), "runtimes": runtimes})
-        return
-    usable = f", {len(facts.usable_cores)} of them for this process" if facts.usable_cores is not None else ""
-    cores = f"{facts.logical_cores or 'unknown number of'} cores{usable}"
-    table(
-        [
-            ("machine", f"{facts.cpu_model}, {facts.architecture}, {cores}"),
-            ("profile", detection.profile or "none fits"),
-        ]
-    )
-    click.echo("")
-    table([(s.runtime, f"usable, {s.version}" if s.usable else f"not usable: {s.advice}") for s in states])
-    click.echo("\nenergy: not measured (no meter is read yet)")

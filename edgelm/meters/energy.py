@@ -134,7 +134,6 @@ class _Cut:
     bound the power in the whole segment, and `travel_w` is the way that it makes up and down.
     """
 
-    first: int
     length_s: FloatArray
     covered_s: FloatArray
     mean_w: FloatArray
@@ -156,8 +155,9 @@ class _Cut:
 
 def _cut(trace: Trace, start_s: float, end_s: float) -> _Cut:
     times, values = trace.time_s, trace.value
-    first = int(np.searchsorted(times, start_s, side="right")) - 1
-    stop = int(np.searchsorted(times, end_s, side="left"))
+    # Also of a moment without length (a clock's error of 1e-20 s) it is one segment at least.
+    first = min(int(np.searchsorted(times, start_s, side="right")) - 1, len(times) - 2)
+    stop = max(int(np.searchsorted(times, end_s, side="left")), first + 1)
     # Two readings more at each side: the flanks of a peak, the neighbours of a segment.
     begin, end = max(0, first - 2), min(len(times), stop + 3)
     near_t, near_v = times[begin:end], values[begin:end]
@@ -178,7 +178,6 @@ def _cut(trace: Trace, start_s: float, end_s: float) -> _Cut:
     else:
         mean_here = mean[here]
     return _Cut(
-        first=first,
         length_s=length[here],
         covered_s=right - left,
         mean_w=mean_here,
