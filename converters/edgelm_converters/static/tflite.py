@@ -1,0 +1,127 @@
+"""Static TFLite files: an encoder whose weights and activations are integers, in ranges found on calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgelm.bundle.manifest import Port, Role, Signature
+from edgelm.errors import ConversionError
+from edgelm_converters.emit.quantize import check_finite
+from edgelm_converters.emit.tflite import operator_histogram
+from edgelm_converters.emit.tflite_file import Model
+from edgelm_converters.emit.tflite_graph import Graph, Weights
+from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.static.calibrate import Progress, calibrate, step_table
+from edgelm_converters.static.encoder import prepared
+from edgelm_converters.static.form import FloatOperator, StaticForm, StaticResult, static_form
+from edgelm_converters.static.ranges import Ranges, Steps
+from edgelm_converters.static.tflite_encoder import File, build_static_encoder
+from edgelm_converters.static.zero_points import write_with_zero_points
+
+__all__ = ["emit_static_tflite"]
+
+
+def emit_static_tflite(
+    spec: TransformerSpec,
+    path: Path,
+    *,
+    recipe: str,
+    lengths: tuple[int, ...],
+    samples: Sequence[Mapping[str, NDArray[Any]]],
+    ranges: Ranges,
+    keep_float: Collection[str] = (),
+    integer_io: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> StaticResult:
+    """Write a TFLite file in integers, with one signature for each length, called ``serve_16`` and so on; batch 1.
+
+    All lengths share the weights and the ranges.
+
+    Args:
+        spec: An encoder.
+        path: The file to write; one that exists is replaced in place.
+        recipe: ``static_wi8_ai8`` or ``static_wi8_ai16``.
+        lengths: Sequence lengths.
+        samples: Calibration inputs by name, int32 ``(1, n)`` without padding.
+        ranges: How ranges are chosen (`edgelm_converters.static.ranges.choose_range`).
+        keep_float: Names of linear layers (`Linear.name`) that stay float: float16 storage, float32 arithmetic. Those whose
+            `least_bits` are 16 stay too.
+        integer_io: The form for accelerators: norms, residuals and embeddings in integers too, ids int32 and the answer in
+            integers, whose steps are the result's `answer`. A CPU is more exact, and no slower, without it.
+        progress: Called with the step's description, and how much of it is done.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RecipeError: The recipe is none of the two, or `keep_float` names what is no linear layer.
+        ConversionError: The model is no encoder that integers have here, or no length is given, or one is more than the model
+            takes.
+        InputError: The samples do not fit the model, or there is none.
+        ModelError: A weight is NaN or infinite.
+    """
+    form = static_form(spec, recipe, keep_float, integer=integer_io)
+    lengths = tuple(sorted(set(lengths)))
+    _check_lengths(spec, lengths)
+    check_finite(spec)
+    ready = prepared(spec)
+    found = calibrate(ready, samples, norms=integer_io, progress=progress)
+    hides = spec.mask != "none" or any(layer.attention.causal for layer in spec.encoder.layers)
+    steps = step_table(found, ranges, form.bits, hides=hides, longest=lengths[-1])
+    model = Model(description=f"{spec.name}, {recipe}, written by edgelm")
+    file = File(Weights(model), steps, form, lengths)
+    floats: list[FloatOperator] = []
+    for length in lengths:
+        floats = build_static_encoder(file, Graph(file.weights, f"serve_{length}"), ready, length)
+    write_with_zero_points(model, path)
+    answer = _answer(model, file, form)
+    return StaticResult(
+        signatures=tuple(_signature(spec, length, form) for length in lengths),
+        operators=operator_histogram(path),
+        float_operators=tuple(floats),
+        samples=found.samples,
+        tokens=found.tokens,
+        ranges=ranges,
+        answer=answer,
+        notes=_notes(form),
+    )
+
+
+def _answer(model: Model, file: File, form: StaticForm) -> Steps | None:
+    if not form.integer:
+        return None
+    graph = model.subgraphs[0]
+    record = graph.tensors[graph.outputs[0]].quantization
+    return next(steps for steps, known in file.quantizations.known.items() if known is record)
+
+
+def _notes(form: StaticForm) -> tuple[str, ...]:
+    if form.bits == 8:
+        return ()
+    return ("activations of 16 bits run in reference kernels on a CPU, some 20 times slower: the file is for NPUs",)
+
+
+def _check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:
+    if not lengths or lengths[0] < 1:
+        raise ConversionError(f"A TFLite file needs sequence lengths of at least 1, and was given {lengths}.")
+    positions = None if spec.embeddings.position is None else len(spec.embeddings.position)
+    known = [limit for limit in (spec.max_length, positions) if limit is not None]
+    if known and lengths[-1] > min(known):
+        raise ConversionError(
+            f"The model '{spec.name}' takes at most {min(known)} tokens, not {lengths[-1]}: give a smaller --sequence-length."
+        )
+
+
+def _signature(spec: TransformerSpec, length: int, form: StaticForm) -> Signature:
+    roles: list[tuple[str | None, Role]] = [
+        (spec.token_input, "token_ids"), (spec.mask_input, "padding_mask"), (spec.segment_input, "segment_ids")
+    ]  # fmt: skip
+    inputs = tuple(Port(name, "int32", (1, length), role) for name, role in roles if name is not None)
+    width = spec.head.layers[-1].linear.kernel.shape[1] if spec.head.layers else spec.width
+    shape = (1, length, width) if spec.head.pooling == "none" else (1, width)
+    dtype = "float32" if not form.integer else "int8" if form.bits == 8 else "int16"
+    return Signature(f"serve_{length}", length, inputs, (Port(spec.output_name, dtype, shape, spec.head.output),))
