@@ -8,7 +8,8 @@
 Each contestant is made from the same Keras model and the same calibration texts, in a process of its own, and answers every
 test text in its own runtime, one at a time. Its answers are held against Keras's on the same texts. Latency is from ids to
 logits; all contestants take turns, in an order drawn anew each round, on the same test texts: a text's length is what it is,
-and a file of one fixed length pays for its padding, as it would for a user. What cannot be made or run is a row with its reason.
+and a file of one fixed length pays for its padding, as it would for a user. What cannot be made or run is a row too, with the
+reason.
 
 The result is merged into what the output file has, row by row.
 

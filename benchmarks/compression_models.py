@@ -7,7 +7,7 @@
 | intents | the shipped example: 2 layers, 128 wide | banking77, 77 intents |
 | banking77-minilm | MiniLM-L6-H384 (KerasHub BERT, 6 layers), fine-tuned whole | banking77, 77 intents |
 | sst2-minilm | the same | SST-2, sentiment of a sentence; its 872 development sentences are the test |
-| imdb | as keras.io's text classification, of KerasHub's layers: 2 layers, 64 wide, post-norm, no pretraining | IMDB, 256 tokens |
+| imdb | as keras.io's text classification, of KerasHub's layers: 2, 64 wide, post-norm, no pretraining | IMDB, 256 tokens |
 
 Each becomes a folder of the cache: ``model.keras``, ``tokenizer.json``, ``labels.txt``, ``train.csv``, ``calibration.csv``,
 ``held_out.csv``, ``test.csv`` and ``training.json``. The data folder holds ``banking77/``, ``sst2/``, ``minilm-l6-v2/`` and

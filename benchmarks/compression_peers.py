@@ -4,7 +4,7 @@
 
 | peer | how |
 |---|---|
-| tflite-fp32, -dynamic, -static | TensorFlow's converter on Keras's graph: as it is, Optimize.DEFAULT, with calibration texts too |
+| tflite-fp32, -dynamic, -static | TensorFlow's converter on Keras's graph: plain, Optimize.DEFAULT, and calibration texts too |
 | quantizer-dynamic, -static | ai-edge-quantizer's ``dynamic_wi8_afp32`` and ``static_wi8_ai8`` on tflite-fp32 |
 | onnx-fp32, -dynamic, -static | Keras's ONNX export (tf2onnx); ONNX Runtime's quantize_dynamic, quantize_static as they come |
 | openvino-fp32, nncf-static | OpenVINO on Keras's SavedModel; ``nncf.quantize`` for Transformers |
