@@ -108,6 +108,7 @@ class Decoding:
         self._left_out = request.prompt_tokens - len(request.ids)
         self._moves = 0
         self._guesses = [0, 0, 0]  # steps, proposed, accepted
+        self._plain = 0  # positions that were computed in the calls that are made without guesses
 
     def pieces(self) -> Generator[str, None, None]:
         """Yield the answer as it comes.
@@ -168,7 +169,7 @@ class Decoding:
             seen = np.zeros(self._engine.vocabulary_size, np.bool_)
             seen[self._ids] = True
         drafter = self._drafter(generator)
-        self._cached = sequence.reuse(self._ids)
+        self._cached = self._plain = sequence.reuse(self._ids)
         draft = NO_DRAFT
         while self._reason is None:
             began = self._engine.clock()
@@ -183,7 +184,7 @@ class Decoding:
             if rows is None:
                 break
             tokens = verify(rows, checked, sampling, generator, seen)
-            sequence.rewind(len(self._ids) + len(tokens) - 1)  # what was computed for refused guesses
+            self._rewind(len(self._ids) + len(tokens) - 1)  # what was computed for refused guesses
             self._count(draft, len(tokens) - 1)
             yield from self._show(tokens, self._engine.clock() - began)
             self._make_room()
@@ -196,21 +197,24 @@ class Decoding:
         engine = self._engine
         chunk = engine.chunk if self._settings.deadline_s is None else engine.short_chunk
         ids = [*self._ids, *draft.ids]
+        plain = self._plain >= len(engine.sequence.ids) and not draft.ids
         scores = engine.sequence.advance(
             ids, max(chunk, len(draft.ids) + 1), self._proceed, logits="all" if draft.ids else "last"
         )
+        self._plain = len(engine.sequence.ids) if plain else self._plain
         return scores if scores is None or draft.ids else scores[None, :]
 
     def _settle(
         self, rows: NDArray[np.float32], draft: Draft, seen: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float32] | None, Draft]:
-        """Return the rows and guesses up to a near tie, whose row is computed again by itself; None where the answer ends.
+        """Return the rows and guesses up to a near tie, which is settled without guesses; None where the answer ends.
 
-        What decoding token by token would take is then taken, and the guesses behind it are dropped. The first time all rows
-        are computed again: by how much they differ says what a near tie is.
+        All that was guessed before is computed again, a position a call: not only a row among others differs, but the keys and
+        values that it leaves do. The guesses behind the tie are dropped. Before it is known how much rows differ, all of
+        them are computed again.
         """
         ties = self._engine.ties
-        known = ties.difference is not None
+        known = ties.known
         place = ties.first(rows, draft, self._settings.sampling, seen) if known else len(draft.ids)
         if place is None:
             return rows, draft
@@ -225,10 +229,17 @@ class Decoding:
         return settled, draft.first(place)
 
     def _alone(self, ids: list[int]) -> NDArray[np.float32] | None:
-        """Return the scores after the last token, computed in a call of its own; None where the answer ends before."""
+        """Return the scores after the last token, as they are without guesses; None where the answer ends before."""
         sequence = self._engine.sequence
-        sequence.rewind(len(ids) - 1)
-        return sequence.advance(ids, 1, self._proceed)
+        self._plain = min(self._plain, len(ids) - 1)
+        sequence.rewind(self._plain)
+        scores = sequence.advance(ids, 1, self._proceed)
+        self._plain = len(sequence.ids)
+        return scores
+
+    def _rewind(self, count: int) -> None:
+        self._engine.sequence.rewind(count)
+        self._plain = min(self._plain, count)
 
     def _drafter(self, generator: np.random.Generator) -> Drafter | None:
         guess = self._request.guess
@@ -300,7 +311,7 @@ class Decoding:
         self._left_out += len(self._ids) - len(ids)
         self._moves += 1
         self._ids = ids
-        self._engine.sequence.reuse(ids)
+        self._rewind(self._engine.sequence.reuse(ids))
 
     def _make_result(self, reason: FinishReason) -> GenerationResult:
         return GenerationResult(
