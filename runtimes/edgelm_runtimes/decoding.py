@@ -210,22 +210,23 @@ class Decoding:
         """Return the rows and guesses up to a near tie, which is settled without guesses; None where the answer ends.
 
         All that was guessed before is computed again, a position a call: not only a row among others differs, but the keys and
-        values that it leaves do. The guesses behind the tie are dropped. Before it is known how much rows differ, all of
-        them are computed again.
+        values that it leaves do. The guesses behind the tie are dropped. The first time all rows are computed again: how much
+        they differ says what a near tie is.
         """
         ties = self._engine.ties
-        known = ties.known
-        place = ties.first(rows, draft, self._settings.sampling, seen) if known else len(draft.ids)
+        measured = ties.difference is not None
+        place = ties.first(rows, draft, self._settings.sampling, seen) if measured else len(draft.ids)
         if place is None:
             return rows, draft
         among = rows[: place + 1].copy()  # the next call overwrites it
         settled = among.copy()
-        for again in range(place if known else 0, place + 1):
+        for again in range(place if measured else 0, place + 1):
             alone = self._alone([*self._ids, *draft.ids[:again]])
             if alone is None:
                 return None, draft
-            ties.note(among[again], alone)
             settled[again] = alone
+        if not measured:
+            ties.measure(among, settled)
         return settled, draft.first(place)
 
     def _alone(self, ids: list[int]) -> NDArray[np.float32] | None:

@@ -6,8 +6,8 @@ text so far (what was said is often said again: names, code, quotations), or a s
 The check is speculative sampling (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, section 2.3). A guess ``x`` that
 was drawn from ``q`` is taken with the probability ``min(1, p(x) / q(x))``, where ``p`` is the model's own distribution; at
 the first refusal the token is drawn from what ``p`` has more than ``q``. What comes out is distributed as ``p``. A look into
-the text has ``q(x) = 1``. Being greedy is a ``p`` with one token: then the answer is the same, token by token, where near ties
-are settled as `edgelm_runtimes.near_ties` says.
+the text has ``q(x) = 1``. Being greedy is a ``p`` with one token: then the answer is the same, token by token, as far as
+`edgelm_runtimes.near_ties` says.
 """
 
 from __future__ import annotations
