@@ -21,9 +21,10 @@ from edgelm_converters.compress.tokenizer_pieces import Pieces, pieces_of
 from edgelm_converters.compress.tokenizer_trim import fixed_ids, read_json, trim_tokenizer, unknown_id
 from edgelm_converters.compress.vocabulary_texts import (
     Comparison,
-    compare_tokenizers,
+    compare_readings,
     conversations,
     count_tokens,
+    encode_texts,
     template_texts,
 )
 from edgelm_converters.spec import Float32, TransformerSpec, parameters
@@ -98,12 +99,14 @@ def trim_vocabulary(
         raise TokenizerError(
             f"The tokenizer names the id {max(floor)}, and the model's ids are below {size:,}: it belongs to another model."
         )
-    counts = count_tokens(tokenizer, texts, size)
+    read = list(encode_texts(tokenizer, texts))
+    counts = count_tokens(read, size)
     notes = []
     if chat_template is not None:
-        floor.update(np.flatnonzero(count_tokens(tokenizer, template_texts(chat_template), size)).tolist())
+        for written in encode_texts(tokenizer, template_texts(chat_template)):
+            floor.update(written.tolist())
         try:
-            counts += count_tokens(tokenizer, conversations(chat_template, texts), size)
+            counts += count_tokens(encode_texts(tokenizer, conversations(chat_template, texts)), size)
         except InputError as error:
             notes.append(
                 f"Of the chat template only its own texts were kept, not those across the ends of a message: {error}"
@@ -111,7 +114,7 @@ def trim_vocabulary(
     kept = _chosen(floor, counts, pieces, limit)
     ids = {old: new for new, old in enumerate(sorted(kept))}
     smaller = trim_tokenizer(data, ids)
-    comparison = compare_tokenizers(tokenizer, smaller, ids, texts, unknown=unknown_id(data))
+    comparison = compare_readings(texts, read, encode_texts(smaller, texts), ids, unknown=unknown_id(data))
     if comparison.broken is not None:
         raise TokenizerError(
             f"The trimmed tokenizer reads {comparison.broken!r:.100} otherwise, although each of its tokens was kept: how it "

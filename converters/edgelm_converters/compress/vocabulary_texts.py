@@ -13,9 +13,19 @@ from tokenizers import Tokenizer
 
 from edgelm.errors import InputError
 
-__all__ = ["Comparison", "compare_tokenizers", "conversations", "count_tokens", "template_texts", "unbounded"]
+__all__ = [
+    "Comparison",
+    "compare_readings",
+    "compare_tokenizers",
+    "conversations",
+    "count_tokens",
+    "encode_texts",
+    "template_texts",
+]
 
-_BATCH = 4096  # texts that are encoded at once: their tokens take 100 bytes each until they are counted
+Ids = NDArray[np.int32]
+
+_BATCH = 4096  # texts that are encoded at once: a token takes 100 bytes until its id alone is left
 
 
 @dataclass(frozen=True)
@@ -42,31 +52,26 @@ class Comparison:
     broken: str | None
 
 
-def unbounded(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy that neither cuts nor fills up."""
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Ids]:
+    """Yield the ids of texts, int32 ``(n,)`` each, special tokens that are added among them; nothing is cut or padded."""
     copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
-    return copy
-
-
-def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> NDArray[np.int64]:
-    """Return how often each id comes in texts, int64 ``(size,)``; none of `texts` is cut.
-
-    Args:
-        tokenizer: Its special tokens count as often as it adds them.
-        texts: Read once.
-        size: More than the highest id.
-    """
-    copy, counts = unbounded(tokenizer), np.zeros(size, np.int64)
     for batch in _batches(texts):
-        ids = [np.asarray(encoding.ids, np.int64) for encoding in copy.encode_batch_fast(batch)]
-        counts += np.bincount(np.concatenate(ids), minlength=size)
+        for encoding in copy.encode_batch_fast(batch):
+            yield np.asarray(encoding.ids, np.int32)
+
+
+def count_tokens(encoded: Iterable[Ids], size: int) -> NDArray[np.int64]:
+    """Return how often each id comes, int64 ``(size,)``; all of them are below `size`."""
+    counts = np.zeros(size, np.int64)
+    for ids in encoded:
+        np.add.at(counts, ids, 1)
     return counts
 
 
 def compare_tokenizers(
-    before: Tokenizer, after: Tokenizer, ids: Mapping[int, int], texts: Iterable[str], *, unknown: int | None = None
+    before: Tokenizer, after: Tokenizer, ids: Mapping[int, int], texts: Sequence[str], *, unknown: int | None = None
 ) -> Comparison:
     """Read texts with two tokenizers.
 
@@ -74,25 +79,38 @@ def compare_tokenizers(
         before: With the whole vocabulary.
         after: The trimmed one.
         ids: New ids by old ones.
-        texts: Read once.
+        texts: Of any kind: such that the vocabulary was not trimmed to show what it costs.
         unknown: The old id of the unknown token; None where there is none.
     """
-    before, after = unbounded(before), unbounded(after)
+    return compare_readings(texts, encode_texts(before, texts), encode_texts(after, texts), ids, unknown=unknown)
+
+
+def compare_readings(
+    texts: Iterable[str], before: Iterable[Ids], after: Iterable[Ids], ids: Mapping[int, int], *, unknown: int | None
+) -> Comparison:
+    """Compare the old ids of texts with the new ones; arguments as of `compare_tokenizers`."""
+    renumber = np.full(_end(ids), -1, np.int32)
+    renumber[list(ids)] = list(ids.values())
     number = same = tokens_before = tokens_after = unknown_before = unknown_after = 0
     broken = None
-    for batch in _batches(texts):
-        for text, old, new in zip(batch, before.encode_batch_fast(batch), after.encode_batch_fast(batch), strict=True):
-            wanted = [ids.get(index) for index in old.ids]
-            number += 1
-            same += wanted == new.ids
-            tokens_before += len(wanted)
-            tokens_after += len(new.ids)
-            if unknown is not None:
-                unknown_before += old.ids.count(unknown)
-                unknown_after += new.ids.count(ids[unknown])
-            if broken is None and wanted != new.ids and None not in wanted:
-                broken = text
+    for text, old, new in zip(texts, before, after, strict=True):
+        wanted = renumber[np.minimum(old, len(renumber) - 1)]
+        equal = np.array_equal(wanted, new)
+        number += 1
+        same += equal
+        tokens_before += len(old)
+        tokens_after += len(new)
+        if unknown is not None:
+            unknown_before += int(np.count_nonzero(old == unknown))
+            unknown_after += int(np.count_nonzero(new == ids[unknown]))
+        if broken is None and not equal and (wanted >= 0).all():
+            broken = text
     return Comparison(number, same, tokens_before, tokens_after, unknown_before, unknown_after, broken)
+
+
+def _end(ids: Mapping[int, int]) -> int:
+    """Return one more than the highest old id, and a place behind it for all that are higher."""
+    return max(ids) + 2
 
 
 def template_texts(template: str) -> list[str]:
