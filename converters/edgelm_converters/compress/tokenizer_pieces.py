@@ -1,7 +1,7 @@
 """What a tokenizer's model needs beside the tokens that texts take: to read them as before, and to write any other.
 
-**A text whose tokens all stay has the same tokens afterwards.** Each kind of model chooses among what its vocabulary offers,
-and fewer offers change no choice that is still there:
+**A text whose tokens all stay has the same tokens afterwards**, where none is unknown. Each kind of model chooses among what
+its vocabulary offers, and fewer offers change no choice that is still there:
 
 - BPE takes the first merge in its list that applies, again and again. The merges inside a token are those that this token
   alone would take, for none crosses its ends; so the pieces on that way stay with it (`Pieces.needs`), and merges that were
@@ -11,7 +11,8 @@ and fewer offers change no choice that is still there:
 
 **Any other text is written with smaller pieces.** Those of one character stay, and any piece that these cannot spell; where
 a vocabulary has all 256 bytes to fall back to, they stay instead. A WordLevel vocabulary has no smaller pieces: there, and
-where WordPiece lacks a character, a word becomes the unknown token.
+where WordPiece lacks a character, a word becomes the unknown token. (WordPiece may also find a way where it had none: it never
+goes back from a longest piece, and such a piece may be gone.)
 """
 
 from __future__ import annotations

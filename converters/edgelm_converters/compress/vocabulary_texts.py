@@ -39,8 +39,8 @@ class Comparison:
         tokens_after: Likewise in the trimmed one.
         unknown_before: Of `tokens_before`, how many are the unknown token.
         unknown_after: Likewise of `tokens_after`.
-        broken: A text that has other tokens although all that it had were kept: always None, unless the tokenizer chooses its
-            tokens in a way that is not known here.
+        broken: A text that has other tokens although all that it had were known and kept: always None, unless the tokenizer
+            chooses its tokens in a way that is not known here.
     """
 
     texts: int
@@ -103,7 +103,7 @@ def compare_readings(
         if unknown is not None:
             unknown_before += int(np.count_nonzero(old == unknown))
             unknown_after += int(np.count_nonzero(new == ids[unknown]))
-        if broken is None and not equal and (wanted >= 0).all():
+        if broken is None and not equal and (wanted >= 0).all() and (unknown is None or unknown not in old):
             broken = text
     return Comparison(number, same, tokens_before, tokens_after, unknown_before, unknown_after, broken)
 

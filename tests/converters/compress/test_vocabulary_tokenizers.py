@@ -220,6 +220,16 @@ def test_a_character_that_only_longer_pieces_have_keeps_them() -> None:
     assert trimmed.tokenizer.encode("aøb").tokens == ["aø", "##b"]
 
 
+def test_a_word_that_was_unknown_may_be_read_without_the_piece_that_led_astray() -> None:
+    vocabulary = {"[UNK]": 0, "a": 1, "##b": 2, "ab": 3, "##bø": 4}
+    whole = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    assert whole.encode("abø").tokens == ["[UNK]"]
+    trimmed = trim(whole, ["abø"])
+    assert trimmed.tokenizer.encode("abø").tokens == ["a", "##bø"]
+    assert (trimmed.comparison.unknown_before, trimmed.comparison.unknown_after) == (1, 0)
+    assert trimmed.comparison.broken is None
+
+
 def test_the_lowest_score_stays_for_an_unknown_character_costs_by_it() -> None:
     # 'x' and 'y' are known within longer pieces alone: xa|ya costs 40, an unknown x and aya 1 + 10 + the lowest score.
     pieces = [("<unk>", 0.0), ("a", -1.0), ("xa", -20.0), ("ya", -20.0), ("aya", -1.0), ("z", -2.0), ("zz", -30.0)]
