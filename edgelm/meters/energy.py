@@ -131,7 +131,7 @@ class _Cut:
     """The S segments that a window touches.
 
     `length_s` is theirs, `covered_s` what the window has of it, `mean_w` the mean power in that part; `low_w` and `high_w`
-    bound the power in the whole segment, and `travel_w` is the way that it makes up and down.
+    bound the power in the whole segment. `travel_w` is the way that it makes up and down, in all that can be read of them.
     """
 
     length_s: FloatArray
@@ -139,7 +139,7 @@ class _Cut:
     mean_w: FloatArray
     low_w: FloatArray
     high_w: FloatArray
-    travel_w: FloatArray
+    travel_w: float
     gap: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
     @property
@@ -158,13 +158,16 @@ def _cut(trace: Trace, start_s: float, end_s: float) -> _Cut:
     # Also of a moment without length (a clock's error of 1e-20 s) it is one segment at least.
     first = min(int(np.searchsorted(times, start_s, side="right")) - 1, len(times) - 2)
     stop = max(int(np.searchsorted(times, end_s, side="left")), first + 1)
+    # What happens in the window may be read only after it.
+    late = max(int(np.searchsorted(times, end_s + trace.facts.lag_s, side="left")), stop)
     # Two readings more at each side: the flanks of a peak, the neighbours of a segment.
-    begin, end = max(0, first - 2), min(len(times), stop + 3)
+    begin, end = max(0, first - 2), min(len(times), late + 3)
     near_t, near_v = times[begin:end], values[begin:end]
     length = np.diff(near_t)
     gap = trace.is_gap[begin : end - 1]
+    mean = np.diff(near_v) / length
     if trace.facts.quantity == "joules":
-        low, high, travel, mean = _counter_ranges(near_v, length)
+        low, high, travel = _counter_ranges(mean)
         everything = np.diff(values) / np.diff(times)
     else:
         low, high, travel = _power_ranges(near_v, length)
@@ -183,7 +186,7 @@ def _cut(trace: Trace, start_s: float, end_s: float) -> _Cut:
         mean_w=mean_here,
         low_w=low[here],
         high_w=high[here],
-        travel_w=travel[here],
+        travel_w=float(travel[first - begin : late - begin].sum()),
         gap=gap[here],
     )
 
@@ -206,13 +209,12 @@ def _power_ranges(power: FloatArray, length: FloatArray) -> tuple[FloatArray, Fl
     return low, high, np.asarray(np.abs(after - before) + 2 * (peak + valley))
 
 
-def _counter_ranges(joules: FloatArray, length: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Return, of each segment of a counter, the lowest and the highest mean of the three around it, their way, its mean."""
-    mean = np.diff(joules) / length
+def _counter_ranges(mean: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return, of each segment of a counter, the lowest and the highest mean of the three around it, and their way."""
     padded = np.concatenate([mean[:1], mean, mean[-1:]])
     three = np.stack([padded[:-2], padded[1:-1], padded[2:]])
     low, high = three.min(axis=0), three.max(axis=0)
-    return low, high, np.asarray(high - low), mean
+    return low, high, np.asarray(high - low)
 
 
 def _parts(trace: Trace, cut: _Cut, start_s: float, end_s: float) -> dict[str, float]:
@@ -226,7 +228,7 @@ def _parts(trace: Trace, cut: _Cut, start_s: float, end_s: float) -> dict[str, f
         lag = trace.facts.lag_s * float(ends.max())
         resolution = trace.facts.resolution
     else:
-        lag = trace.facts.lag_s * float(cut.travel_w.sum())
+        lag = trace.facts.lag_s * cut.travel_w
         resolution = trace.facts.resolution / 2 * (end_s - start_s)
     return {
         "edges_j": float(unknown[~cut.whole & ~cut.gap].sum()),

@@ -58,6 +58,8 @@ class Sampler:
         self._value = np.empty(capacity)
         self._marked = np.zeros(capacity, dtype=np.bool_)
         self._count = 0
+        self._stride = 1  # of a pushed meter: one of so many readings is kept
+        self._arrived = 0
         self._failures = 0
         self._last_failure: str | None = None
         self._reading_s = 0.0
@@ -128,7 +130,7 @@ class Sampler:
                 self._meter.facts,
                 self._time[: self._count],
                 self._value[: self._count],
-                period_s=None if self._meter.facts.pushed else self._period_s,
+                period_s=self._period_s,
                 events=self._events(),
             )
 
@@ -183,6 +185,9 @@ class Sampler:
             self._reading_s += self._now() - before
 
     def _keep(self, reading: Reading, *, marked: bool) -> None:
+        self._arrived += 1
+        if self._meter.facts.pushed and self._arrived % self._stride:
+            return
         if self._count and reading.time_s <= self._time[self._count - 1]:
             return  # a clock of a coarse step gave the same moment twice; the reading before stands for both
         if self._count == len(self._time):
@@ -202,3 +207,4 @@ class Sampler:
             array[:left] = array[: self._count][keep]
         self._count = left
         self._period_s *= 2
+        self._stride *= 2

@@ -104,7 +104,9 @@ def check(trace: Trace, load: Steps | Sine, start: float, end: float) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(load=st.one_of(steps(), sines), seed=st.integers(0, 999), step_w=st.sampled_from([0.0, 0.025, 0.5]), data=st.data())
+@given(
+    load=st.one_of(steps(), sines), seed=st.integers(0, 999), step_w=st.sampled_from([0.0, 0.025, 0.5]), data=st.data()
+)
 def test_watts_are_within_the_bound(load: Steps | Sine, seed: int, step_w: float, data: st.DataObject) -> None:
     times = reading_times(load.times[-1] if isinstance(load, Steps) else 12.0, seed)
     trace = make_trace(facts(resolution=step_w), times, rounded(load.power(times), step_w), period_s=PERIOD_S)
@@ -112,7 +114,9 @@ def test_watts_are_within_the_bound(load: Steps | Sine, seed: int, step_w: float
 
 
 @settings(max_examples=60, deadline=None)
-@given(load=st.one_of(steps(), sines), seed=st.integers(0, 999), step_j=st.sampled_from([0.0, 61e-6, 0.1]), data=st.data())
+@given(
+    load=st.one_of(steps(), sines), seed=st.integers(0, 999), step_j=st.sampled_from([0.0, 61e-6, 0.1]), data=st.data()
+)
 def test_joules_are_within_the_bound(load: Steps | Sine, seed: int, step_j: float, data: st.DataObject) -> None:
     times = reading_times(load.times[-1] if isinstance(load, Steps) else 12.0, seed)
     counted = rounded(load.energy(times) - load.energy(np.array([-1.0])), step_j)
@@ -204,7 +208,9 @@ def test_a_step_right_after_a_reading_uses_up_the_bound() -> None:
 def test_a_peak_between_two_equal_readings_is_allowed_for() -> None:
     """Both readings are level, the power between them is not: their flanks tell."""
     load = Sine(5.0, 3.0, 8 * PERIOD_S, 0.0)
-    times = (np.arange(0, 9) - 0.5) * PERIOD_S + 2 * PERIOD_S  # the peak, at 2 periods, is in the middle of the first two
+    times = (
+        np.arange(0, 9) - 0.5
+    ) * PERIOD_S + 2 * PERIOD_S  # the peak, at 2 periods, is in the middle of the first two
     energy = energy_between(make_trace(facts(), times, load.power(times)), float(times[0]), float(times[1]))
     error = abs(energy.joules - float(np.diff(load.energy(times[:2]))[0]))
     assert load.power(times[0]) == pytest.approx(float(load.power(times[1])))
@@ -215,7 +221,9 @@ def test_a_counter_that_is_read_late_at_one_end_uses_up_the_bound() -> None:
     times = np.arange(0.0, 30.0, PERIOD_S)
     seen_at = times.copy()
     seen_at[250] -= 0.05
-    energy = energy_between(make_trace(facts("joules", lag_s=0.05), times, 5.0 * seen_at), float(times[100]), float(times[250]))
+    energy = energy_between(
+        make_trace(facts("joules", lag_s=0.05), times, 5.0 * seen_at), float(times[100]), float(times[250])
+    )
     assert abs(energy.joules - 75.0) == pytest.approx(0.05 * 5.0)
     # The late reading makes the segment after it look like 7.5 W.
     assert 0.25 <= energy.lag_j <= 0.05 * 7.5 + 1e-9
@@ -229,6 +237,17 @@ def test_power_that_is_read_late_moves_with_its_steps() -> None:
     assert abs(energy.joules - 40.0) <= energy.uncertainty_j
 
 
+def test_a_step_at_the_end_may_be_read_after_it() -> None:
+    """The load rises 0.04 s before the window ends, and the last reading in it is 0.05 s old."""
+    times = np.arange(0.0, 30.0, PERIOD_S)
+    load = Steps(np.array([0.0, 9.96, 40.0]), np.array([2.0, 6.0, 6.0]))
+    trace = make_trace(facts(lag_s=0.05), times, load.power(np.maximum(times - 0.05, 0.0)))
+    energy = energy_between(trace, 5.0, float(times[100]))
+    assert energy.joules == pytest.approx(10.0)
+    assert energy.lag_j == pytest.approx(0.05 * 4.0)
+    assert 10.16 - energy.joules <= energy.uncertainty_j
+
+
 @pytest.mark.parametrize("quantity", ["watts", "joules"])
 def test_values_that_are_all_rounded_one_way_use_up_the_bound(quantity: Quantity) -> None:
     times = np.arange(0.0, 30.0, PERIOD_S)
@@ -237,7 +256,9 @@ def test_values_that_are_all_rounded_one_way_use_up_the_bound(quantity: Quantity
     value = value + (step / 2 * np.where(np.arange(300) < 150, 1, 1 if quantity == "watts" else -1))
     if quantity == "joules":
         value = np.maximum.accumulate(value)
-    energy = energy_between(make_trace(facts(quantity, resolution=step), times, value), float(times[50]), float(times[250]))
+    energy = energy_between(
+        make_trace(facts(quantity, resolution=step), times, value), float(times[50]), float(times[250])
+    )
     error = abs(energy.joules - (4.25 if quantity == "watts" else 4.0) * 20.0)
     assert error == pytest.approx(energy.resolution_j)
 
