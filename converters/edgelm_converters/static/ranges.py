@@ -145,12 +145,13 @@ def choose_range(histogram: Histogram, method: Ranges, bits: int) -> Range:
 
 
 def make_steps(chosen: Range, bits: Literal[8, 16]) -> Steps:
-    """Return the integers of a range: in 8 bits all 256 with a zero point, in 16 bits an even number on both sides of 0.
+    """Return the integers of a range.
 
-    16 bits have no zero point in TFLite's kernels.
+    In 8 bits all 256 span it, with a zero point. In 16 bits they span twice of it to both sides of 0: TFLite's kernels have no
+    zero point there, and one bit of 16 is a small price for holding what calibration did not see.
     """
     if bits == 16:
-        scale = max(-chosen.low, chosen.high) / 32767
+        scale = 2 * max(-chosen.low, chosen.high) / 32767
         return Steps(max(scale, _SMALLEST_SCALE) if scale else 1.0, 0, 16)
     scale = (chosen.high - chosen.low) / 255
     if not scale:
@@ -190,6 +191,12 @@ def _least_error(histogram: Histogram, whole: Range, bits: int) -> tuple[float, 
 
 
 def _beyond(counts: Float64, centres: Float64, ends: Float64) -> tuple[Float64, Float64]:
-    """Return how many values lie above each end, and the sum of their squared distances to it."""
-    above = np.maximum(centres[None, :] - ends[:, None], 0.0)
-    return (above > 0) @ counts, np.square(above) @ counts
+    """Return how many values lie above each end, and the sum of their squared distances to it.
+
+    From running sums, farthest first, of the counts and of their first two moments.
+    """
+    order = np.argsort(-centres)
+    far = centres[order]
+    sums = [np.concatenate([[0.0], np.cumsum(counts[order] * far**power)]) for power in range(3)]
+    many, first, second = (moments[np.searchsorted(-far, -ends, side="left")] for moments in sums)
+    return many, np.maximum(second - 2 * ends * first + ends**2 * many, 0.0)

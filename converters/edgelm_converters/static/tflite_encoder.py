@@ -124,15 +124,22 @@ class _Operators:
         return _Placed(x, point)
 
     def _rows(self, table: Float32, source: Float32, ids: Value) -> Value:
-        return gathered_rows(self.graph, self.graph.constant(self._table(table, source)), ids)
+        return self._wide(gathered_rows(self.graph, self.graph.constant(self._table(table, source)), ids))
 
     def _positions(self, table: Float32, length: int) -> Value:
         longest = self.file.lengths[-1]
         whole = self.graph.constant(self._table(table[:longest], table))
         if len(self.file.lengths) == 1:
-            return whole
+            return self._wide(whole)
         begin, size = self.graph.integers([0, 0]), self.graph.integers([length, table.shape[1]])
-        return like(self.graph, "SLICE", whole, (length, table.shape[1]), ("SliceOptions", {}), begin, size)
+        return self._wide(like(self.graph, "SLICE", whole, (length, table.shape[1]), ("SliceOptions", {}), begin, size))
+
+    def _wide(self, x: Value) -> Value:
+        """Return int8 rows in the type of activations; as int16 they are the same values, in steps of a 256th."""
+        if self.file.form.bits == 8:
+            return x
+        record = self.file.quantizations.of(Steps(scale_of(x) / 256, 0, 16))
+        return quantized(self.graph, x, record, self.file.dtype)
 
     def _table(self, table: Float32, source: Float32) -> Constant:
         """Return an int8 table with one scale, as an accelerator gathers it."""
@@ -219,7 +226,9 @@ class _Operators:
         if value.shape[0] == 1:
             return x
         begin, size = self.graph.integers([0, 0]), self.graph.integers([1, value.shape[1]])
-        return _Placed(like(self.graph, "SLICE", value, (1, value.shape[1]), ("SliceOptions", {}), begin, size), x.point)
+        with self._floats(_RESIDUAL):
+            row = like(self.graph, "SLICE", value, (1, value.shape[1]), ("SliceOptions", {}), begin, size)
+        return _Placed(row, x.point)
 
     def split_heads(self, x: _Placed, heads: int) -> _Placed:
         value = self._integers(x)
@@ -329,7 +338,8 @@ class _Operators:
         elif name is not None:
             with self._floats("an answer in steps of 1/256 would say little of many classes"):
                 value = self.graph.unary(name, value, options)
-        return self._reshape(value, (1, *value.shape)) if head.pooling == "none" else value
+        with self._floats("the answer of a whole sequence is float32"):
+            return self._reshape(value, (1, *value.shape)) if head.pooling == "none" else value
 
     # Integers
 
