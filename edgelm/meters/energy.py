@@ -84,8 +84,18 @@ class Energy:
 
 
 def window_needed_s(facts: MeterFacts, period_s: float | None = None) -> float:
-    """Return how long a window must be at least: 100 periods of the sensor, or of the readings where these are fewer."""
-    return max(_LEAST_WINDOW_S, _PERIODS_NEEDED * max(1 / facts.rate_hz, period_s or 0.0))
+    """Return how long a window must be at least, for a meter of these facts.
+
+    Args:
+        facts: Of the meter.
+        period_s: The time between two readings, where it is longer than the sensor's own. A counter goes on between two
+            readings, so of one it does not matter.
+
+    Returns:
+        100 periods, and 1 s at least.
+    """
+    between_s = period_s or 0.0 if facts.quantity == "watts" else 0.0
+    return max(_LEAST_WINDOW_S, _PERIODS_NEEDED * max(1 / facts.rate_hz, between_s))
 
 
 def energy_between(trace: Trace, start_s: float, end_s: float) -> Energy:
@@ -285,8 +295,8 @@ def _reason(trace: Trace, cut: _Cut, duration_s: float) -> str | None:
     largest_w = float(np.max(cut.high_w))
     if duration_s < needed:
         return (
-            f"a window of {duration_s:.3g} s is too short for a meter that is read every {trace.period_s:.3g} s: "
-            f"measure for at least {needed:.3g} s"
+            f"a window of {duration_s:.3g} s is too short for a meter of {trace.facts.rate_hz:.3g} Hz that is read every "
+            f"{trace.period_s:.3g} s: measure for at least {needed:.3g} s"
         )
     if gap_s > _MOST_IN_GAPS * duration_s:
         return f"readings are missing in {gap_s:.3g} s of {duration_s:.3g} s"

@@ -292,6 +292,7 @@ def test_a_window_too_short_for_the_sensor_says_so() -> None:
     assert "at least 10 s" in energy.reason
     assert window_needed_s(facts()) == pytest.approx(10.0)
     assert window_needed_s(facts(), 1.0) == pytest.approx(100.0)
+    assert window_needed_s(facts("joules"), 1.0) == pytest.approx(10.0)
 
 
 def test_a_gap_that_may_hide_a_second_start_of_the_counter_is_not_relied_on() -> None:
