@@ -6,7 +6,12 @@ In order, layer by layer, so that a layer is rounded for what the rounded ones b
 2. Channels are made more even, by the sizes that they have on a text (`edgelm_converters.equalise`).
 3. For 4 bits the kernels are rounded by the activations of that text (`edgelm_converters.rounding`).
 
-The first two are exact: they change a model by no more than float32 rounding.
+The first two are exact: they change a model by no more than float32 rounding. They serve the weights too: stories15M with nothing
+but its weights rounded to 8 bits, a scale for each output, rises by 0.12 % in perplexity instead of 0.21.
+
+Which kernels cost most (stories15M, 3,000 tokens, 4.3 % with all of them in 4 bits): with values and outputs as they were 3.3 %
+is left, with the second kernel of the feed-forward 3.6 %, with its first ones 3.2 %. As int8 (`Linear.least_bits`) those take
+0.5, 0.7 and 1.3 MB more: values and outputs gain most for a byte.
 
 Dimensions: ``n`` tokens of the text, ``D`` width, ``F`` feed-forward width.
 """
@@ -48,7 +53,9 @@ Progress = Callable[[str, int, int], None]
 #   values, 576                   0.44   0.41   0.39   0.37   0.37   0.39  %
 #   inner channels, 1,536         0.99   0.90   0.78   0.68   0.62   0.61  %
 _STREAM, _VALUES, _INNER = 0.1, 0.3, 1.0
-_SWEEPS = 2  # of `refine`
+# Of `refine`. Perplexity of stories15M with these 4-bit kernels and nothing else rounded, 8,000 tokens: 0, 1, 2 and 4 sweeps
+# raise it by 4.4, 4.3, 3.8 and 4.1 %. A kernel of 1536x576 takes 3 s for GPTQ and 2 s for each sweep.
+_SWEEPS = 2
 _RUNS = (32, 16)  # inner channels that are turned together: the longest that divides them
 # Tokens of the text. Sizes of channels are known after a thousand; the second moments of 1,536 channels are not.
 _ENOUGH = {"int8": 1024, "int4": 6144}
