@@ -23,7 +23,13 @@ __all__ = ["RIDGE", "Fit", "Float64", "MomentSum", "fit_error", "ridge_of", "row
 
 Float64 = NDArray[np.float64]
 
-RIDGE = 0.01  # as a share of the mean of the moments' diagonal
+# As a share of the mean of the moments' diagonal. What was tried, one-shot, on data that nothing was fitted to:
+#   ridge                                                                0.0001   0.01    0.1
+#   intent classifier, 50 % of heads, 60 % of neurons, 16,000 tokens:
+#   error of the last layer's output                                      30.1   30.0   30.4  %
+#   15M language model, 30 % of 768 neurons, 4,000 tokens: perplexity            4.98   4.47
+# With 16,000 tokens in place of 4,000 the classifier's error is 30.0 % in place of 32.2, with 65,000 it is 29.5.
+RIDGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)

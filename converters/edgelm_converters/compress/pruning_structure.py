@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from edgelm.errors import RecipeError
@@ -113,7 +114,7 @@ def _count(layer: Layer, half: Half, share: float, name: str) -> int:
     """
     units = units_of(layer, half)
     if half == "attention":
-        count = min(round(share * units), units - 1)
+        count = min(math.ceil(share * units - 0.5), units - 1)  # of two that are as near, the fewer
         if count < 1:
             what = "heads" if layer.attention.heads == units else "groups of heads that share keys and values"
             raise RecipeError(

@@ -155,9 +155,9 @@ def test_twins_take_over_from_each_other(name: str) -> None:
     samples = _samples(spec, 100)
     smaller, _ = prune(spec, Pruning(ffn=0.5), samples)
     cut, _ = prune(spec, Pruning(ffn=0.5, correct=False), samples)
-    # One of each pair is enough for everything. The ridge, 1 % of the mean moment, holds the kernel back by that share of what
-    # a neuron of middling size took over, and by more of the smaller ones: a tenth at most, which squared is 1 %.
-    assert _error(spec, smaller, samples) < 0.01 * _error(spec, cut, samples)
+    # One of each pair is enough for everything. The ridge, 10 % of the mean moment, holds the kernel back by 0.1 / 1.1 = 9 % of
+    # what a neuron of middling size took over, and by 0.1 / 0.35 = 29 % where its moment is a quarter of that: squared, 8 %.
+    assert _error(spec, smaller, samples) < 0.1 * _error(spec, cut, samples)
 
 
 def test_layers_that_do_nothing_go_and_nothing_is_lost() -> None:

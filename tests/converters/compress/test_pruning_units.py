@@ -134,7 +134,7 @@ def test_error_is_the_share_of_what_is_wanted() -> None:
 def test_the_surgeon_takes_what_costs_least_each_time(units: int, width: int, bias: bool) -> None:
     linear, x, wanted = _problem(units * width, 4, bias=bias)
     fit, removed = _fit(linear, x, wanted), units - 3  # 87 of 90: more than are gathered before the inverse is changed
-    ranking = rank_by_surgery(fit, rows_of(linear), units, removed)
+    ranking = rank_by_surgery(fit, rows_of(linear), units, removed, ridge=0.01)
     A, B = _system(linear, x, wanted, ridge_of(fit, 0.01))
 
     def loss(left: list[int]) -> float:
