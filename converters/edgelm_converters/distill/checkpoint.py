@@ -97,7 +97,7 @@ def read_checkpoint(folder: Path, identity: dict[str, str], shapes: Sequence[tup
     if not path.is_file():
         raise InputError(f"There is no training to resume in {folder}: leave --resume out to start one.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             record = json.loads(archive[_RECORD].tobytes())
             variables = tuple(archive[f"variable_{number}"] for number in range(len(archive.files) - 1))
         found = Checkpoint(
