@@ -6,8 +6,8 @@ In order, layer by layer, so that a layer is rounded for what the rounded ones b
 2. Channels are made more even, by the sizes that they have on a text (`edgelm_converters.equalise`).
 3. For 4 bits the kernels are rounded by the activations of that text (`edgelm_converters.rounding`).
 
-The first two are exact: they change a model by no more than float32 rounding. They serve the weights too: stories15M with nothing
-but its weights rounded to 8 bits, a scale for each output, rises by 0.12 % in perplexity instead of 0.21.
+The first two are exact: they change a model by no more than float32 rounding. They serve the weights too: stories15M with
+nothing but its weights rounded to 8 bits, a scale for each output, rises by 0.12 % in perplexity instead of 0.21.
 
 Which kernels cost most (stories15M, 3,000 tokens, 4.3 % with all of them in 4 bits): with values and outputs as they were 3.3 %
 is left, with the second kernel of the feed-forward 3.6 %, with its first ones 3.2 %. As int8 (`Linear.least_bits`) those take
