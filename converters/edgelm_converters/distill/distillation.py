@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgelm.errors import InputError, ModelError, RecipeError
+from edgelm.errors import ModelError, RecipeError
 from edgelm_converters.data import Dataset, read_dataset
-from edgelm_converters.distill.lessons import Lessons, classify_lessons, inputs_of, language_lessons
+from edgelm_converters.distill.course import Course, make_course
+from edgelm_converters.distill.lessons import inputs_of
 from edgelm_converters.distill.measure import Measured, measure
 from edgelm_converters.distill.settings import Training
 from edgelm_converters.distill.student import cut_student, layers_of_teacher, read_shape
 from edgelm_converters.distill.targets import keep_targets
 from edgelm_converters.distill.teacher import Kind, Teacher, kind_of, read_teacher, unread_teacher, without_activation
 from edgelm_converters.families import recognise
-from edgelm_converters.lengths import choose_lengths
-from edgelm_converters.reference import Reference, make_reference
+from edgelm_converters.reference import make_reference
 from edgelm_converters.run_labels import label_names
 from edgelm_converters.source import Source, load_source
 from edgelm_converters.spec import Layer, Stack, TransformerSpec, parameters
-from edgelm_converters.tokens import Tokens, find_tokens
+from edgelm_converters.tokens import find_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +32,6 @@ __all__ = ["Distillation", "distil", "distil_spec"]
 
 Progress = Callable[[str, int, int], None]
 
-_LANGUAGE_LENGTH = 256  # tokens of a sequence where nothing is said: attention to more costs time, and teaches little
 _POINTS = 200  # of a loss curve
 
 
@@ -65,18 +64,6 @@ class Distillation:
     losses: tuple[float, ...]
     training: Training
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Course:
-    """Everything that a training needs."""
-
-    teacher: TransformerSpec | None
-    reference: Reference
-    student: TransformerSpec
-    lessons: Lessons
-    validation: Lessons | None
-    notes: tuple[str, ...]
 
 
 def distil(
@@ -136,7 +123,7 @@ def distil(
     tokens = find_tokens(tokenizer, source, spec)
     if tokens.tokenizer is None and own is not None:
         tokens = find_tokens(None, own, pupil)
-    course = _course(
+    course = make_course(
         spec, reference, pupil, tokens,
         read_dataset(Path(data)), None if validation is None else read_dataset(Path(validation)),
         names=label_names(labels), asked=sequence_length,
@@ -187,7 +174,7 @@ def distil_spec(
     training.check()
     source = load_source(build_keras_model(teacher))
     tokens = find_tokens(tokenizer, source, teacher)
-    course = _course(
+    course = make_course(
         teacher, make_reference(source), student, tokens, data, validation, names=labels, asked=sequence_length
     )
     return _run(course, training, progress=progress)
@@ -210,80 +197,8 @@ def _student(student: str | Path, teacher: TransformerSpec | None) -> tuple[Tran
     return recognition.spec, own
 
 
-def _course(
-    teacher: TransformerSpec | None,
-    reference: Reference,
-    student: TransformerSpec,
-    tokens: Tokens,
-    data: Dataset,
-    validation: Dataset | None,
-    *,
-    names: Sequence[str] | None,
-    asked: int | None,
-) -> _Course:
-    """Return what a training needs, and refuse what does not fit together."""
-    _check_pair(teacher, student)
-    language = student.head.tokens is not None
-    bound = min((spec.max_length for spec in (teacher, student) if spec and spec.max_length), default=None)
-    if asked is not None and bound is not None and asked > bound:
-        raise InputError(f"--sequence-length {asked} is more than teacher and student both take: {bound}.")
-    if language:
-        lengths: tuple[int, ...] = (asked or min(bound or _LANGUAGE_LENGTH, _LANGUAGE_LENGTH),)
-        cut = tokens.bounded_by(lengths[-1])
-    else:
-        known = [length for length in (bound, tokens.max_length) if length is not None]
-        lengths = choose_lengths(reference, teacher, tokens, asked or min(known, default=None)).buckets
-        if not lengths:
-            raise InputError("The teacher takes no sequence of token ids, and a student is taught with nothing else.")
-        cut = tokens.cut_at(lengths[-1])
-    notes: list[str] = []
-
-    def lessons(dataset: Dataset) -> Lessons:
-        if language:
-            return language_lessons(dataset, cut.tokenizer, length=lengths[-1], pad_id=tokens.pad_id)
-        if dataset.labels is not None and names is None and not all(label.isdigit() for label in dataset.labels):
-            notes.append(f"The labels of {dataset.name} are names, and were left out: --labels gives their order.")
-            dataset = dataclasses.replace(dataset, labels=None)
-        return classify_lessons(dataset, reference, cut.tokenizer, labels=names, lengths=lengths, pad_id=tokens.pad_id)
-
-    taught, checked = lessons(data), None if validation is None else lessons(validation)
-    for entry in (taught, checked):
-        _check_labels(entry, student)
-    return _Course(teacher, reference, student, taught, checked, tuple(notes))
-
-
-def _check_pair(teacher: TransformerSpec | None, student: TransformerSpec) -> None:
-    if teacher is None:
-        return
-    if teacher.vocabulary_size != student.vocabulary_size:
-        raise ModelError(
-            f"The teacher has {teacher.vocabulary_size:,} tokens and the student {student.vocabulary_size:,}: they must read "
-            "the same ids. Trim the teacher's vocabulary in the same way."
-        )
-    mine, its = (_answer_of(spec) for spec in (student, teacher))
-    if mine != its:
-        raise ModelError(f"The student answers with {mine}, and the teacher with {its}: they must answer alike.")
-
-
-def _answer_of(spec: TransformerSpec) -> str:
-    if spec.head.tokens is not None:
-        return "a score for each token"
-    width = spec.head.layers[-1].linear.kernel.shape[1] if spec.head.layers else spec.width
-    what = {"classes": "classes", "binary": "independent classes", "vector": "values"}[kind_of(spec)]
-    return f"{width} {what}{' for each token' if spec.head.pooling == 'none' else ''}"
-
-
-def _check_labels(lessons: Lessons | None, student: TransformerSpec) -> None:
-    if lessons is None or not lessons.labelled or kind_of(student) == "vector":
-        return
-    width = student.head.layers[-1].linear.kernel.shape[1] if student.head.layers else student.width
-    classes, highest = max(width, 2), int(lessons.labels.max())
-    if highest >= classes:
-        raise InputError(f"{lessons.name} holds the label {highest}, and the model has the classes 0 to {classes - 1}.")
-
-
 def _run(
-    course: _Course,
+    course: Course,
     training: Training,
     *,
     checkpoint: Path | None = None,
@@ -339,7 +254,7 @@ def _run(
     return spec, record
 
 
-def _teacher(course: _Course, kind: Kind, watched: tuple[int, ...], training: Training) -> Teacher:
+def _teacher(course: Course, kind: Kind, watched: tuple[int, ...], training: Training) -> Teacher:
     if course.teacher is not None:
         return read_teacher(course.teacher, watched, relations=training.relations > 0)
     if training.watches:
@@ -349,7 +264,7 @@ def _teacher(course: _Course, kind: Kind, watched: tuple[int, ...], training: Tr
     return unread_teacher(course.reference, kind)
 
 
-def _measure(course: _Course, teacher: Teacher, student: Teacher, kind: Kind, training: Training) -> Measured | None:
+def _measure(course: Course, teacher: Teacher, student: Teacher, kind: Kind, training: Training) -> Measured | None:
     if course.validation is None:
         return None
     language = course.student.head.tokens is not None
