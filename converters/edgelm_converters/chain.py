@@ -32,14 +32,15 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 import dacite
 
-from edgelm.errors import RecipeError, unknown_name
+from edgelm.errors import InputError, RecipeError, unknown_name
 from edgelm_converters import recipes
+from edgelm_converters.distill.settings import Training
 from edgelm_converters.gate import Gate, make_gate
 from edgelm_converters.recipes import Recipe
 
@@ -78,18 +79,15 @@ class Distil:
 
     Attributes:
         data: What it is trained on (csv, tsv, jsonl, txt).
-        epochs: Passes over the data.
-        batch_size: Samples a step.
-        learning_rate: The highest.
+        training: At what pace, and by what.
     """
 
     data: Path
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 1e-4
+    training: Training = field(default_factory=Training)
 
 
 Step = Trim | Prune | Distil
+_Kind = TypeVar("_Kind", Trim, Training)
 
 
 @dataclass(frozen=True)
@@ -182,25 +180,43 @@ def read_chain(path: Path) -> Chain:
 
 
 def _step(path: Path, number: int, entry: dict[str, Any]) -> Step:
-    kinds: dict[str, type[Trim | Distil] | None] = {"trim-vocabulary": Trim, "prune": None, "distil": Distil}
     where = f"The recipe {path}, step {number}"
     do = entry.pop("do", None)
-    if do not in kinds:
-        raise RecipeError(f"{where}: {unknown_name('step', str(do), kinds)}")
-    kind = kinds[do]
-    if kind is None:
+    if do == "prune":
         from edgelm_converters.compress.pruning import Pruning
 
         settings = ",".join(f"{key}={value}" for key, value in entry.items())
         try:
             return Prune(Pruning.parse(settings))
-        except RecipeError as error:
+        except (RecipeError, InputError) as error:
             raise RecipeError(f"{where}: {error}") from error
-    _known(path, f"step {number} ('{do}')", entry, [field.name.replace("_", "-") for field in dataclasses.fields(kind)])
+    kinds: dict[str, tuple[type[Trim | Training], str]] = {
+        "trim-vocabulary": (Trim, "corpus"),
+        "distil": (Training, "data"),
+    }
+    if do not in kinds:
+        raise RecipeError(f"{where}: {unknown_name('step', str(do), [*kinds, 'prune'])}")
+    kind, file = kinds[do]
+    names = {field.name.replace("_", "-") for field in dataclasses.fields(kind)} | {file}
+    _known(path, f"step {number} ('{do}')", entry, sorted(names))
+    if not isinstance(entry.get(file), str):
+        raise RecipeError(f"{where} ('{do}'): '{file}' names a file, and {entry.get(file)!r} was given.")
     values = {key.replace("-", "_"): value for key, value in entry.items()}
-    for name in ("corpus", "data"):
-        if isinstance(values.get(name), str):
-            values[name] = path.parent / values[name]
+    values[file] = path.parent / entry[file]
+    if kind is Trim:
+        return _read(kind, values, where, do)
+    data = values.pop(file)
+    training = _read(Training, values, where, do)
+    try:
+        training.check()
+    except RecipeError as error:
+        raise RecipeError(f"{where} ('{do}'): {error}") from error
+    return Distil(data, training)
+
+
+def _read(kind: type[_Kind], values: dict[str, Any], where: str, do: str) -> _Kind:
+    floats = {name for name, hint in get_type_hints(kind).items() if hint is float}
+    values = {name: float(value) if name in floats and type(value) is int else value for name, value in values.items()}
     try:
         return dacite.from_dict(kind, values, dacite.Config(strict=True))
     except dacite.DaciteError as error:

@@ -168,7 +168,8 @@ def _compress(
     generation = model.generation
     kept = [*generation.stop_ids, *([] if generation.start_id is None else [generation.start_id])]
     return compress(
-        request.chain.steps, source, recognition, tokens.tokenizer, encode=encode, keep=kept,
+        request.chain.steps, source, recognition, tokens.tokenizer, encode=encode, pad_id=tokens.pad_id,
+        sequence_length=generation.context_length, keep=kept,
         chat_template=model.chat_template, progress=progress,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgelm_converters.emit.quantize import worth_quantizing
 from edgelm_converters.spec import Embeddings, Float32, Linear, TokenHead, TransformerSpec
 
-__all__ = ["Part", "kept_float", "parts_of", "widen"]
+__all__ = ["Part", "parts_of", "widen"]
 
 Bits = Literal[8, 16]
 
@@ -104,21 +104,3 @@ def _table(value: object) -> int | None:
     if isinstance(value, Embeddings):
         return id(value.token)
     return id(value.table) if isinstance(value, TokenHead) else None
-
-
-def kept_float(spec: TransformerSpec) -> frozenset[str]:
-    """Return the names of the linear layers that stay in floating point under every recipe (`Linear.least_bits` is 16)."""
-    names = set()
-
-    def walk(value: Any) -> None:
-        if isinstance(value, tuple):
-            for item in value:
-                walk(item)
-        elif is_dataclass(value):
-            if isinstance(value, Linear) and value.least_bits == 16:
-                names.add(value.name)
-            for entry in fields(value):
-                walk(getattr(value, entry.name))
-
-    walk(spec)
-    return frozenset(names)

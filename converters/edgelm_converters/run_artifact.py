@@ -20,7 +20,6 @@ from edgelm_converters.chain import DEFAULT_RANGES, Chain
 from edgelm_converters.gate import Gate, Trial, climb, rank
 from edgelm_converters.lengths import Lengths
 from edgelm_converters.parity import Expected, compare, deviation, enforce
-from edgelm_converters.parts import kept_float
 from edgelm_converters.reference import Reference
 from edgelm_converters.request import Progress
 from edgelm_converters.samples import SampleSet
@@ -83,7 +82,8 @@ class Emitter:
         return Written(path, signatures, onnx.operator_histogram(path), notes)
 
     def _emit_static(self, target: Format, spec: TransformerSpec | None, path: Path, progress: Progress) -> Written:
-        from edgelm_converters.static import emit_static_onnx, emit_static_tflite
+        from edgelm_converters.static.onnx import emit_static_onnx
+        from edgelm_converters.static.tflite import emit_static_tflite
 
         recipe = self.chain.recipe
         if spec is None:
@@ -96,18 +96,21 @@ class Emitter:
                 f"{recipe.name} needs real inputs to calibrate its ranges on: give them with --calibration."
             )
         samples = [sample.inputs for sample in self.calibration.samples]
-        ranges, keep_float = self.chain.ranges or DEFAULT_RANGES, kept_float(spec)
+        ranges, integer_io = self.chain.ranges or DEFAULT_RANGES, self.chain.integer_io
         if target == "tflite":
             made = emit_static_tflite(
                 spec, path, recipe=recipe.name, lengths=self.lengths.buckets, samples=samples, ranges=ranges,
-                keep_float=keep_float, integer_io=self.chain.integer_io, progress=progress,
+                integer_io=integer_io, progress=progress,
             )  # fmt: skip
         else:
             made = emit_static_onnx(
-                spec, path, recipe=recipe.name, samples=samples, ranges=ranges, keep_float=keep_float,
-                integer_io=self.chain.integer_io, progress=progress,
-            )  # fmt: skip
-        return Written(path, made.signatures, made.operators, made.notes)
+                spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io, progress=progress
+            )
+        floats = tuple(f"{entry.count} {entry.operator} in float32: {entry.reason}" for entry in made.float_operators)
+        signatures = made.signatures
+        if made.answer is not None:
+            signatures = tuple(_in_steps(one, made.answer.scale, made.answer.zero_point) for one in signatures)
+        return Written(path, signatures, dict(made.operators), (*floats, *made.notes))
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,13 @@ def _opened(
 def _with_role(signature: Signature, role: Role) -> Signature:
     first, *others = signature.outputs
     return dataclasses.replace(signature, outputs=(dataclasses.replace(first, role=role), *others))
+
+
+def _in_steps(signature: Signature, scale: float, zero_point: int) -> Signature:
+    """Return a signature whose output is integers that stand for numbers."""
+    first, *others = signature.outputs
+    first = dataclasses.replace(first, scale=scale, zero_point=zero_point)
+    return dataclasses.replace(signature, outputs=(first, *others))
 
 
 def _ranking(

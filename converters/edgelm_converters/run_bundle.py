@@ -86,12 +86,12 @@ def make_run_model(
     accuracies = [accuracy_of(*pair, role) for pair in zip(given.expected, given.sets, strict=True)]
     accuracy = next((share for share in reversed(accuracies) if share is not None), None)
 
-    compressed = _compress(request, given, datasets, progress) if request.chain.steps else None
+    compressed = _compress(request, given, datasets, names, progress) if request.chain.steps else None
     subject = given if compressed is None else _asked_again(given, compressed, datasets, names, progress)
     spec = subject.recognition.spec
     if spec is not None and lengths.padding == "full":
         spec = dataclasses.replace(spec, fixed_length=lengths.maximum)
-    calibration = None if request.calibration is None else subject.sets[0]
+    calibration = None if request.calibration is None else subject.sets[0].spread(_PARITY_SAMPLES)
     emitter = Emitter(subject.source, subject.reference, lengths, role, request.chain, calibration)
     question = Question(subject.sets, subject.expected, subject.tokens.pad_id, accuracy)
     artifacts = [
@@ -125,7 +125,7 @@ def _calibration(request: Request, subject: _Subject) -> CalibrationRecord | Non
     """Return what was fitted on; None where nothing was, and the data were compared on alone."""
     if request.calibration is None or not request.chain.fits:
         return None
-    samples, port = subject.sets[0].samples, subject.reference.token_input
+    samples, port = subject.sets[0].spread(_PARITY_SAMPLES).samples, subject.reference.token_input
     tokens = sum(sample.length(port.name) for sample in samples) if port is not None else None
     return calibration_record(
         Path(request.calibration), samples=len(samples), tokens=tokens, ranges=request.chain.chosen_ranges
@@ -198,7 +198,13 @@ def _ask(
     return _Subject(source, reference, recognition, tokens, lengths, sets, expected)
 
 
-def _compress(request: Request, given: _Subject, datasets: Sequence[Dataset | None], progress: Progress) -> Compressed:
+def _compress(
+    request: Request,
+    given: _Subject,
+    datasets: Sequence[Dataset | None],
+    names: tuple[str, ...] | None,
+    progress: Progress,
+) -> Compressed:
     data = datasets[0] if request.calibration is not None else None
 
     def encode(tokenizer: Tokenizer | None) -> Sequence[NDArray[np.int32]] | None:
@@ -216,8 +222,9 @@ def _compress(request: Request, given: _Subject, datasets: Sequence[Dataset | No
         return [sample.inputs[port.name][0] for sample in samples.samples] if port is not None else None
 
     return compress(
-        request.chain.steps, given.source, given.recognition, given.tokens.tokenizer, encode=encode, progress=progress
-    )
+        request.chain.steps, given.source, given.recognition, given.tokens.tokenizer,
+        encode=encode, pad_id=given.tokens.pad_id, labels=names, sequence_length=given.lengths.maximum, progress=progress,
+    )  # fmt: skip
 
 
 def _asked_again(

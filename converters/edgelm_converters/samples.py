@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +50,11 @@ class SampleSet:
     source: str
     kind: Literal["real", "random"]
     samples: tuple[Sample, ...]
+
+    def spread(self, count: int) -> SampleSet:
+        """Return at most `count` of the samples, evenly spread over all."""
+        rows = np.unique(np.linspace(0, len(self.samples) - 1, min(count, len(self.samples))).astype(int))
+        return dataclasses.replace(self, samples=tuple(self.samples[row] for row in rows))
 
 
 def make_samples(

@@ -71,12 +71,16 @@ class Port:
         shape: One entry a dimension; None where it is free.
         role: What the values are. ``logits`` want a softmax, ``probabilities`` are one distribution, ``sigmoid`` holds an
             independent probability per label.
+        scale: Of integers that stand for numbers, what a step is worth; None where the values are what they are.
+        zero_point: The integer that stands for 0; a number is ``scale * (value - zero_point)``.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     role: Role
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,21 @@ from edgelm.errors import RecipeError
 from edgelm_converters.chain import Distil, Prune, Step, Trim
 from edgelm_converters.data import read_dataset
 from edgelm_converters.families import Recognition
+from edgelm_converters.own_text import write_text
 from edgelm_converters.reference import Reference, make_reference
 from edgelm_converters.source import Source
-from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.spec import TransformerSpec, parameters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from edgelm_converters.distill import Distillation
+
 __all__ = ["Compressed", "compress"]
 
 Progress = Callable[[str, int, int], None]
+_WRITTEN = (48, 128)  # sequences and tokens of each, where a language model writes its own text
+
 Encode = Callable[["Tokenizer | None"], Sequence[NDArray[np.int32]] | None]
 
 
@@ -57,6 +62,9 @@ def compress(
     tokenizer: Tokenizer | None,
     *,
     encode: Encode,
+    pad_id: int,
+    labels: Sequence[str] | None = None,
+    sequence_length: int | None = None,
     keep: Sequence[int] = (),
     chat_template: str | None = None,
     progress: Progress = lambda step, done, total: None,
@@ -69,6 +77,9 @@ def compress(
         recognition: Its spec.
         tokenizer: None where there is none.
         encode: Returns the calibration data as ids, for a tokenizer; None where there are none.
+        pad_id: The id that fills up.
+        labels: Names of the classes, where there are some.
+        sequence_length: The most tokens of a sample.
         keep: Ids that stay in the vocabulary whatever the corpus says.
         chat_template: Whose texts the vocabulary has to keep.
         progress: Called with the step's description, and how much of it is done.
@@ -78,6 +89,7 @@ def compress(
     """
     from edgelm_converters.compress.pruning import prune
     from edgelm_converters.compress.vocabulary import trim_vocabulary
+    from edgelm_converters.distill import distil_spec
     from edgelm_converters.keras_model import build_keras_model
 
     spec = recognition.spec
@@ -108,17 +120,27 @@ def compress(
             records.append(trimmed.step)
             progress("Trimming the vocabulary", 1, 1)
         elif isinstance(step, Prune):
-            spec, record = prune(spec, step.pruning, encode(tokenizer), progress)
+            samples = encode(tokenizer)
+            if samples is None and spec.generates:
+                samples = write_text(spec, sequences=_WRITTEN[0], length=_WRITTEN[1])
+            spec, record = prune(spec, step.pruning, samples, progress, pad_id=pad_id)
             records.append(record)
         else:
-            spec, record = _distil(step, teacher, spec, tokenizer, progress)
-            records.append(record)
+            data = read_dataset(step.data)
+            before = sum(array.size for _, array in parameters(teacher))
+            spec, done = distil_spec(
+                teacher, spec, data, tokenizer,
+                labels=labels, sequence_length=sequence_length, training=step.training, progress=progress,
+            )  # fmt: skip
+            records.append(_distilled(step, done, before))
     model = build_keras_model(spec)
     smaller = dataclasses.replace(source, model=model)
     return Compressed(smaller, make_reference(smaller), spec, tokenizer, ids, tuple(records))
 
 
-def _distil(
-    step: Distil, teacher: TransformerSpec, student: TransformerSpec, tokenizer: Tokenizer | None, progress: Progress
-) -> tuple[TransformerSpec, CompressionStep]:
-    raise NotImplementedError
+def _distilled(step: Distil, done: Distillation, before: int) -> CompressionStep:
+    settings: dict[str, int | float | str | bool | None] = {
+        "epochs": step.training.epochs, "batch size": step.training.batch_size, "learning rate": step.training.learning_rate
+    }  # fmt: skip
+    notes = (f"Taught with {done.samples:,} samples of {done.data}, {done.steps:,} steps.", *done.notes)
+    return CompressionStep("distil", settings, before, done.student_parameters, notes)

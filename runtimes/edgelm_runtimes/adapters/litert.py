@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import Signature
 from edgelm.errors import ExecutionError, RuntimeUnavailableError
 from edgelm_runtimes.adapters.shared import (
+    as_numbers,
     check_inputs,
     check_names,
     closed,
@@ -90,9 +91,10 @@ class _LiteRtProgram:
             for name, buffer in buffers.inputs:
                 buffer.write(inputs[name])
             self._model.run_by_index(buffers.index, buffers.input_list, buffers.output_list)
-            return {
+            found = {
                 name: buffer.read(size, dtype).reshape(shape) for name, buffer, size, dtype, shape in buffers.outputs
             }
+            return as_numbers(signature, found)
         except (RuntimeError, ValueError) as error:
             raise ExecutionError(f"litert failed in '{signature.name}': {first_line(error)}") from error
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import Signature
 from edgelm.errors import ExecutionError
 from edgelm_runtimes.adapters.onnx_session import RUNTIME, SIGNATURE, OnnxSession, open_session
-from edgelm_runtimes.adapters.shared import check_inputs, check_names, closed, first_line, unknown_signature
+from edgelm_runtimes.adapters.shared import as_numbers, check_inputs, check_names, closed, first_line, unknown_signature
 from edgelm_runtimes.program import Arrays, ProgramFacts, ProgramOptions
 
 __all__ = ["open_program"]
@@ -43,7 +43,9 @@ class _OnnxProgram:
             raise unknown_signature(RUNTIME, signature.name, [SIGNATURE])
         check_inputs(signature, inputs)
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+            return as_numbers(
+                signature, dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+            )
         except self._failures as error:
             raise ExecutionError(f"onnx failed: {first_line(error)}") from error
 

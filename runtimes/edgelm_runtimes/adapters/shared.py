@@ -8,12 +8,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import Port, Signature
 from edgelm.errors import ExecutionError, RuntimeUnavailableError
 
-__all__ = ["check_inputs", "check_names", "closed", "first_line", "refused", "unknown_signature", "version"]
+__all__ = [
+    "as_numbers",
+    "check_inputs",
+    "check_names",
+    "closed",
+    "first_line",
+    "refused",
+    "unknown_signature",
+    "version",
+]
 
 # Where in the runtime's own source something failed says nothing to a user, unless there is nothing else:
 # "ERROR: [./litert/cc/litert_compiled_model.h:1961]", "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model …".
@@ -99,3 +109,12 @@ def _misfit(signature: Signature, port: Port, value: NDArray[Any] | None) -> str
     wanted = f"{port.dtype} [{', '.join('any' if extent is None else str(extent) for extent in port.shape)}]"
     got = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
     return f"The input '{port.name}' of '{signature.name}' takes {wanted}, and got {got}."
+
+
+def as_numbers(signature: Signature, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return what a call gave, with integers that stand for numbers turned into float32 (`Port.scale`)."""
+    for port in signature.outputs:
+        if port.scale is not None:
+            steps = outputs[port.name].astype(np.float32) - np.float32(port.zero_point or 0)
+            outputs[port.name] = steps * np.float32(port.scale)
+    return outputs

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgelm.bundle import Signature
 from edgelm.errors import ExecutionError
 from edgelm_runtimes.adapters.shared import (
+    as_numbers,
     check_inputs,
     check_names,
     closed,
@@ -62,7 +63,7 @@ class _TfliteProgram:
             runner = self._runners.get(signature.name)
             if runner is None:
                 runner = self._runners[signature.name] = self._interpreter.get_signature_runner(signature.name)
-            return {name: np.array(value) for name, value in runner(**inputs).items()}
+            return as_numbers(signature, {name: np.array(value) for name, value in runner(**inputs).items()})
         except (RuntimeError, ValueError) as error:
             raise ExecutionError(f"tflite failed in '{signature.name}': {first_line(error)}") from error
 
