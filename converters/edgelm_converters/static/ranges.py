@@ -107,7 +107,7 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         while max(-low, high) > self.limit:
             self._double()
-        places = (values.reshape(-1) * (_BINS / 2 / self.limit) + _BINS / 2).astype(np.int64)
+        places = (values.reshape(-1).astype(np.float64) * (_BINS / 2 / self.limit) + _BINS / 2).astype(np.int64)
         self.counts += np.bincount(np.minimum(places, _BINS - 1), minlength=_BINS)
 
     def centres(self) -> Float64:
