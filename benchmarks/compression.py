@@ -180,7 +180,7 @@ def run_maker(command: list[str], file: Path) -> str | None:
     if not file.exists() and not refusal.exists():
         done = subprocess.run(command, capture_output=True, text=True)
         if not file.exists() and not refusal.exists():
-            refusal.write_text(last_line(done.stderr) or f"exit status {done.returncode}")
+            refusal.write_text(failure(done.returncode, done.stderr))
     return None if file.exists() else refusal.read_text()
 
 
@@ -198,11 +198,13 @@ def forget(contestant: Contestant, folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def last_line(log: str) -> str:
-    """Return the last line of a traceback's message; libraries' own log lines come after it."""
+def failure(status: int, log: str) -> str:
+    """Return why a process ended: the signal, or the error of its traceback, which libraries' own lines may follow."""
+    if status < 0:
+        return f"ended by signal {-status}"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "Fail", "NotImplemented"))]
-    return (errors or lines or [""])[-1][:300]
+    return (errors or lines or [f"exit status {status}"])[-1][:300]
 
 
 def size_bytes(path: Path) -> int:
@@ -321,7 +323,7 @@ class Worker:
                 return json.loads(line)
         self._process.wait()
         self._log.seek(0)
-        self.failed = last_line(self._log.read()) or f"exit status {self._process.returncode}"
+        self.failed = failure(self._process.returncode, self._log.read())
         return None
 
     def __enter__(self) -> Worker:
