@@ -33,9 +33,6 @@ FIXED: dict[tuple[str, int], Steps] = {
     ("tanh", 8): Steps(1 / 128, 0, 8),
     ("tanh", 16): Steps(1 / 32768, 0, 16),
 }
-# A hidden token must not weigh half a step of a softmax in 8 bits, 1/512, nor may all of them together move its sum by that:
-# exp(-margin) * n < 1/512.
-_HALF_STEP = math.log(512)
 
 
 @dataclass(eq=False)
@@ -103,7 +100,9 @@ def step_table(
     for point, histogram in found.histograms.items():
         chosen = choose_range(histogram, method, bits)
         if hides and point in found.lowest_peak:
-            floor = found.lowest_peak[point] - _HALF_STEP - math.log(longest)
+            # Hidden tokens, all together, must weigh less than half a step of the softmax: exp(-margin) * n < 2^-bits / 2.
+            margin = (bits + 1) * math.log(2) + math.log(longest)
+            floor = found.lowest_peak[point] - margin
             chosen = Range(min(chosen.low, floor), chosen.high)
         table[point] = make_steps(chosen, bits)
     return table
@@ -127,7 +126,9 @@ def _fitted(spec: TransformerSpec, sample: Mapping[str, NDArray[Any]]) -> dict[s
         raise InputError(f"A calibration sample has {length} tokens, and '{spec.name}' takes 1 to {min(limits)}.")
     ids = sample[spec.token_input]
     if ids.min() < 0 or ids.max() >= spec.vocabulary_size:
-        raise InputError(f"A calibration sample has ids up to {ids.max()}, and '{spec.name}' knows {spec.vocabulary_size}.")
+        raise InputError(
+            f"A calibration sample has ids up to {ids.max()}, and '{spec.name}' knows {spec.vocabulary_size}."
+        )
     fill = 0 if spec.fixed_length is None else spec.fixed_length - length
     return {name: np.pad(sample[name], ((0, 0), (0, fill))) for name in names}
 
@@ -190,8 +191,8 @@ class _Watcher:
     def first_row(self, x: _Seen) -> _Seen:
         return _Seen(x.values[:1], x.point)
 
-    def split_heads(self, x: _Seen, heads: int) -> _Seen:
-        return _Seen(x.values.reshape(len(x.values), heads, -1).transpose(1, 0, 2), x.point)
+    def split_heads(self, x: _Seen, heads: int, width: int) -> _Seen:
+        return _Seen(x.values.reshape(len(x.values), heads, width).transpose(1, 0, 2), x.point)
 
     def scores(self, query: _Seen, key: _Seen, point: str) -> _Seen:
         repeats = len(query.values) // len(key.values)

@@ -51,8 +51,8 @@ class Operators(Protocol[T]):
         """Return the first token's row, ``(1, D)``."""
         ...
 
-    def split_heads(self, x: T, heads: int) -> T:
-        """Return ``(r, heads * A)`` as ``(heads, r, A)``."""
+    def split_heads(self, x: T, heads: int, width: int) -> T:
+        """Return ``(r, heads * width)`` as ``(heads, r, width)``."""
         ...
 
     def scores(self, query: T, key: T, point: str) -> T:
@@ -181,7 +181,7 @@ def _attention(operators: Operators[T], attention: Attention, x: T, name: str, *
     early = first_only and not attention.causal
     asking = operators.first_row(x) if early else x
     query, key, value = (
-        operators.split_heads(operators.dense(rows, linear, "linear", f"{name}/{part}"), heads)
+        operators.split_heads(operators.dense(rows, linear, "linear", f"{name}/{part}"), heads, attention.head_dim)
         for rows, linear, part, heads in (
             (asking, attention.query, "query", attention.heads),
             (x, attention.key, "key", attention.kv_heads),

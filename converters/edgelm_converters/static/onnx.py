@@ -86,7 +86,10 @@ def emit_static_onnx(
 
 def _notes(spec: TransformerSpec, form: StaticForm) -> tuple[str, ...]:
     if form.bits == 16:
-        return ("ONNX Runtime's CPU provider has no products of 16 bits: it computes them in float32, in rounded values",)
+        return (
+            "ONNX Runtime's CPU provider has no products of 16 bits: it computes with int8 weights, in float32 where the session "
+            "option session.qdq_matmulnbits_accuracy_level is 1, else with activations of 8 bits",
+        )
     notes = []
     if any(layer.feed_forward.activation in ("gelu", "gelu_tanh") for layer in spec.encoder.layers):
         notes.append("ONNX Runtime's CPU provider computes Gelu in float32 between two conversions")

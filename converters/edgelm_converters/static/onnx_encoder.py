@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,15 @@ class _Placed:
         raw: What was computed, before it is rounded.
         point: Its point.
         steps: What it is rounded to for whoever reads it; None where it is float.
+        heads: How many it is cut into; 0 where it is not.
+        width: Of a head.
     """
 
     raw: str
     point: str
     steps: Steps | None = None
+    heads: int = 0
+    width: int = 0
 
 
 def build_static_encoder(
@@ -170,7 +174,9 @@ class _Operators:
             made = [self.graph.node(_ACTIVATIONS[activation], x, **attributes)]
         if reason is not None:
             for name in made:
-                operator = "Mul" if activation == "silu" and name == made[-1] else _ACTIVATIONS.get(activation, "Sigmoid")
+                operator = (
+                    "Mul" if activation == "silu" and name == made[-1] else _ACTIVATIONS.get(activation, "Sigmoid")
+                )
                 self.floats[name] = (operator, reason)
         return made[-1]
 
@@ -247,19 +253,24 @@ class _Operators:
         first = self.graph.node("Gather", self._use(split), self.graph.constant(np.array(0)), axis=1)
         return _Placed(first, x.point, x.steps)
 
-    def split_heads(self, x: _Placed, heads: int) -> _Placed:
-        x = self._integers(x)
-        # -1 is the width of a head: the rows of an input are n, or 1, and are counted by the batch.
-        shape = self.graph.node("Concat", self.batch, self.graph.constant([-1, heads, self._head_dim]), axis=0)
-        return self._transposed(self._reshaped(x, shape), (0, 2, 1, 3))
-
-    @property
-    def _head_dim(self) -> int:
-        return self.spec.encoder.layers[0].attention.head_dim
+    def split_heads(self, x: _Placed, heads: int, width: int) -> _Placed:
+        shape = self.graph.node("Concat", self.batch, self.graph.constant([-1, heads, width]), axis=0)
+        split = self._transposed(self._reshaped(self._integers(x), shape), (0, 2, 1, 3))
+        return replace(split, heads=heads, width=width)
 
     def scores(self, query: _Placed, key: _Placed, point: str) -> _Placed:
+        """Query heads that share a key head are rows under it, one head's behind the other's."""
         keys = self._transposed(key, (0, 1, 3, 2))
-        return _Placed(self.graph.node("MatMul", self._use(query), self._use(keys)), point, self.steps[point])
+        asking = self._grouped(query, key.heads, self.graph.constant([query.width]))
+        scores = _Placed(self.graph.node("MatMul", self._use(asking), self._use(keys)), point, self.steps[point])
+        return self._grouped(replace(scores, heads=key.heads), query.heads, self.length)
+
+    def _grouped(self, x: _Placed, heads: int, last: str) -> _Placed:
+        """Return heads ``(B, H, r, last)`` as ``(B, heads, r * H / heads, last)``."""
+        if x.heads == heads:
+            return x
+        shape = self.graph.node("Concat", self.batch, self.graph.constant([heads, -1]), last, axis=0)
+        return replace(self._reshaped(x, shape), heads=heads)
 
     def hide(self, scores: _Placed, *, causal: bool, point: str) -> _Placed:
         """Add a whole range of steps to what is hidden, so that it ends at the bottom, and change nothing else."""
@@ -275,18 +286,20 @@ class _Operators:
         hiding = Steps(steps.scale, 127, 8) if steps.bits == 8 else Steps(2 * steps.scale, 0, 16)
         bottom = float(-255 * steps.scale if steps.bits == 8 else -2 * 32767 * steps.scale)
         added = self._round(graph.node("Where", seen, graph.constant(0.0), graph.constant(bottom)), hiding)
-        return _Placed(graph.node("Add", self._use(scores), added), point, steps)
+        return replace(scores, raw=graph.node("Add", self._use(scores), added))
 
     def softmax(self, x: _Placed, point: str) -> _Placed:
-        return _Placed(self.graph.node("Softmax", self._use(x), axis=-1), point, FIXED["unit", self.form.bits])
+        weights = self.graph.node("Softmax", self._use(x), axis=-1)
+        return _Placed(weights, point, FIXED["unit", self.form.bits], x.heads)
 
     def mix(self, weights: _Placed, value: _Placed, point: str) -> _Placed:
-        return _Placed(self.graph.node("MatMul", self._use(weights), self._use(value)), point, self.steps[point])
+        shares = self._grouped(weights, value.heads, self.length)
+        mixed = self.graph.node("MatMul", self._use(shares), self._use(value))
+        placed = _Placed(mixed, point, self.steps[point], value.heads, value.width)
+        return self._grouped(placed, weights.heads, self.graph.constant([value.width]))
 
     def merge_heads(self, x: _Placed) -> _Placed:
-        merged = self._transposed(x, (0, 2, 1, 3))
-        heads = self.spec.encoder.layers[0].attention.heads
-        return self._reshaped(merged, self.graph.constant([-1, heads * self._head_dim]))
+        return self._reshaped(self._transposed(x, (0, 2, 1, 3)), self.graph.constant([-1, x.heads * x.width]))
 
     # The head
 
@@ -300,7 +313,9 @@ class _Operators:
             value = self._use(split)
             if real is not None:
                 bottom = _LOWEST if x.steps is None else float(x.steps.dequantize(np.array(x.steps.lowest)))
-                value = graph.node("Where", graph.node("Unsqueeze", real, graph.constant([2])), value, graph.constant(bottom))
+                value = graph.node(
+                    "Where", graph.node("Unsqueeze", real, graph.constant([2])), value, graph.constant(bottom)
+                )
                 value = value if x.steps is None else self._round(value, x.steps)
             top = graph.node("ReduceMax", value, axes, keepdims=0)
             if x.steps is None:
@@ -380,10 +395,10 @@ class _Operators:
         return self._reshaped(x, shape)
 
     def _reshaped(self, x: _Placed, shape: str) -> _Placed:
-        return _Placed(self.graph.node("Reshape", self._use(x), shape), x.point, x.steps)
+        return replace(x, raw=self.graph.node("Reshape", self._use(x), shape))
 
     def _transposed(self, x: _Placed, order: tuple[int, ...]) -> _Placed:
-        return _Placed(self.graph.node("Transpose", self._use(x), perm=order), x.point, x.steps)
+        return replace(x, raw=self.graph.node("Transpose", self._use(x), perm=order))
 
 
 def _integers(values: Float32, steps: Steps) -> NDArray[np.uint8] | NDArray[np.int16]:

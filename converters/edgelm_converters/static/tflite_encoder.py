@@ -166,17 +166,12 @@ class _Operators:
         if activation in ("linear", "relu"):
             return _Placed(y, done)
         if activation in ("gelu", "gelu_tanh"):
-            return _Placed(self._gelu(y, done, approximate=activation == "gelu_tanh"), done)
+            options = ("GeluOptions", {"Approximate": activation == "gelu_tanh"})
+            return _Placed(self._unary("GELU", y, self.file.steps[done], options), done)
         if activation == "tanh":
             return _Placed(self._unary("TANH", y, FIXED["tanh", self.file.form.bits]), done)
         sigmoid = self._unary("LOGISTIC", y, FIXED["unit", self.file.form.bits])
         return _Placed(sigmoid if activation == "sigmoid" else self._arithmetic("MUL", y, sigmoid, done), done)
-
-    def _gelu(self, x: Value, point: str, *, approximate: bool) -> Value:
-        if self.file.form.bits == 16:
-            with self._floats("GELU has no kernel in 16 bits"):
-                return self.graph.gelu(dequantized(self.graph, x), approximate=approximate)
-        return self._unary("GELU", x, self.file.steps[point], ("GeluOptions", {"Approximate": approximate}))
 
     def add(self, x: _Placed, y: _Placed, point: str) -> _Placed:
         if self.file.form.integer:
@@ -201,7 +196,9 @@ class _Operators:
         variance = self._mean(square, -1, points["variance"])
         inverse = self._unary("RSQRT", variance, self.file.steps[points["inverse"]])
         y = self._arithmetic("MUL", centred, inverse, points["normalised"])
-        y = self._arithmetic("MUL", y, self._vector(norm.gamma, y), points["scaled"] if norm.beta is not None else point)
+        y = self._arithmetic(
+            "MUL", y, self._vector(norm.gamma, y), points["scaled"] if norm.beta is not None else point
+        )
         if norm.beta is not None:
             y = self._arithmetic("ADD", y, self._vector(norm.beta, y), point)
         return _Placed(y, point)
@@ -230,9 +227,9 @@ class _Operators:
             row = like(self.graph, "SLICE", value, (1, value.shape[1]), ("SliceOptions", {}), begin, size)
         return _Placed(row, x.point)
 
-    def split_heads(self, x: _Placed, heads: int) -> _Placed:
+    def split_heads(self, x: _Placed, heads: int, width: int) -> _Placed:
         value = self._integers(x)
-        rows, width = value.shape[0], value.shape[1] // heads
+        rows = value.shape[0]
         if rows == 1:
             return _Placed(self._reshape(value, (1, heads, 1, width)), x.point)
         value = self._transpose(self._reshape(value, (1, rows, heads, width)), (0, 2, 1, 3))
@@ -403,9 +400,7 @@ class _Operators:
         columns = right.shape[-2] if adjoint_right else right.shape[-1]
         options = ("BatchMatMulOptions", {"AdjY": adjoint_right})
         shape = (*left.shape[:-1], columns)
-        return append(
-            self.graph, "BATCH_MATMUL", (left, right), shape, self.file.dtype, self._record(point), options
-        )
+        return append(self.graph, "BATCH_MATMUL", (left, right), shape, self.file.dtype, self._record(point), options)
 
     def _arithmetic(self, name: str, left: Value, right: Value, point: str) -> Value:
         shape = tuple(np.broadcast_shapes(left.shape, right.shape))
