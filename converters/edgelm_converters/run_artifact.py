@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,7 @@ class Emitter:
             made = emit_static_onnx(
                 spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io, progress=progress
             )
-        floats = tuple(f"{entry.count} {entry.operator} in float32: {entry.reason}" for entry in made.float_operators)
+        floats = _float_notes((entry.reason, entry.count, entry.operator) for entry in made.float_operators)
         signatures = made.signatures
         if made.answer is not None:
             signatures = tuple(_in_steps(one, made.answer.scale, made.answer.zero_point) for one in signatures)
@@ -254,6 +254,14 @@ def _opened(
 def _with_role(signature: Signature, role: Role) -> Signature:
     first, *others = signature.outputs
     return dataclasses.replace(signature, outputs=(dataclasses.replace(first, role=role), *others))
+
+
+def _float_notes(operators: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
+    """Return a line for each reason to compute in float32, with the operators that do."""
+    lines: dict[str, list[str]] = {}
+    for reason, count, name in operators:
+        lines.setdefault(reason, []).append(f"{count} {name}")
+    return tuple(f"In float32: {', '.join(names)}; {reason}." for reason, names in lines.items())
 
 
 def _in_steps(signature: Signature, scale: float, zero_point: int) -> Signature:

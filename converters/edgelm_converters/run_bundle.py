@@ -214,7 +214,7 @@ def _compress(
             given.reference,
             data,
             tokenizer=tokenizer,
-            labels=None,
+            labels=names,
             vocabulary_size=None,
             max_length=given.lengths.maximum,
         )
