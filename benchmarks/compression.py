@@ -234,6 +234,7 @@ def prepare(task: Task, cache: Path, samples: int | None) -> Path:
         step = 1 if part == "calibration" or samples is None else max(1, len(rows) // samples)
         rows = rows[::step][: None if part == "calibration" else samples]
         (folder / f"{part}.json").write_text(json.dumps(encode(tokenizer, [text for text, _ in rows], task.tokens)))
+        (folder / f"{part}-texts.json").write_text(json.dumps([text for text, _ in rows]))
         (folder / f"{part}-labels.json").write_text(json.dumps([names.index(label) for _, label in rows]))
     keras_answers(task, cache, folder)
     return folder

@@ -1,10 +1,11 @@
 """Open one compressed file in its runtime, then answer what is asked on stdin: labels of all texts, or times of some.
 
-    python compression_worker.py ENGINE FILE TEXTS.json THREADS
+    python compression_worker.py ENGINE FILE IDS.json THREADS
 
-It runs in whatever interpreter has the engine, and needs nothing of this project but for edgelm's own engines. TEXTS.json holds
-the ids of each text. Questions, one a line: ``labels`` is answered with a JSON list; ``time N`` with the seconds of the next N
-texts, ids to logits, one at a time.
+It runs in whatever interpreter has the engine, and needs nothing of this project but for edgelm's own engines. IDS.json holds
+the ids of each text; edgelm's engines take the texts themselves, of IDS-texts.json: a bundle may have a tokenizer of its own.
+Questions, one a line: ``labels`` is answered with a JSON list; ``time N`` with the seconds of the next N texts, ids to logits,
+one at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ENGINES", "open_engine"]
+__all__ = ["ENGINES", "OURS", "open_engine"]
 
 Run = Callable[[list[int]], Any]
+Encode = Callable[[str], list[int]]
 
 
 def arrays(ids: list[int], length: int | None) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def pick(inputs: dict[str, Any], name: str) -> Any:
     return inputs[found[0]]
 
 
-def open_edgelm(path: Path, threads: int, runtime: str) -> Run:
+def open_edgelm(path: Path, threads: int, runtime: str) -> tuple[Run, Encode]:
+    """Return a bundle's run and its encoding, which a trimmed vocabulary changes."""
     import edgelm
 
     session = edgelm.load(path, runtime=runtime, threads=threads)
@@ -51,7 +54,7 @@ def open_edgelm(path: Path, threads: int, runtime: str) -> Run:
         inputs = arrays(ids, None)
         return next(iter(session.run({name: pick(inputs, name) for name in names}).values()))
 
-    return run
+    return run, lambda text: list(session.encode(text).ids)
 
 
 def open_litert(path: Path, threads: int) -> Run:
@@ -108,24 +111,25 @@ def open_openvino(path: Path, threads: int) -> Run:
     return run
 
 
+OURS = {"edgelm-litert": "litert", "edgelm-onnx": "onnx"}
 ENGINES: dict[str, Callable[[Path, int], Run]] = {
-    "edgelm-litert": lambda path, threads: open_edgelm(path, threads, "litert"),
-    "edgelm-onnx": lambda path, threads: open_edgelm(path, threads, "onnx"),
     "litert": open_litert,
     "onnxruntime": open_onnx,
     "openvino": open_openvino,
 }
 
 
-def open_engine(engine: str, path: Path, threads: int) -> Run:
-    """Return a function from the ids of one text to the logits of the file."""
-    return ENGINES[engine](path, threads)
+def open_engine(engine: str, path: Path, threads: int, ids: Path) -> tuple[Run, list[list[int]]]:
+    """Return a function from the ids of one text to the logits of the file, and the ids of all texts."""
+    if engine in OURS:
+        run, encode = open_edgelm(path, threads, OURS[engine])
+        return run, [encode(text) for text in json.loads(ids.with_name(f"{ids.stem}-texts.json").read_text())]
+    return ENGINES[engine](path, threads), json.loads(ids.read_text())
 
 
 def main() -> None:
     engine, path, texts, threads = sys.argv[1:]
-    ids: list[list[int]] = json.loads(Path(texts).read_text())
-    run = open_engine(engine, Path(path), int(threads))
+    run, ids = open_engine(engine, Path(path), int(threads), Path(texts))
     run(ids[0])
     print(json.dumps("ready"), flush=True)
     following = itertools.cycle(ids)
