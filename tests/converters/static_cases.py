@@ -1,4 +1,4 @@
-"""What the tests of static files share: specs with every option, the oracle with rounded weights, and how far integers may be off."""
+"""What the tests of static files share: specs with every option, the oracle with rounded weights, and bounds."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def error(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> float:
 def tolerance(bits: int, *, integer: bool) -> float:
     """Return the largest `error` allowed.
 
-    A step is 1/255 (1/16383 in 16 bits, which keep one free) of a range that is typically 6 standard deviations of a tensor, and
-    rounding to it has a standard deviation of step / sqrt(12): 0.7 % of the tensor's. Some 10 tensors a layer are rounded, and
+    A step is 1/255 (1/16383 in 16 bits, one of which is free) of a range of typically 6 standard deviations of a tensor, and
+    rounding has a standard deviation of step / sqrt(12): 0.7 % of the tensor's. Some 10 tensors a layer are rounded, and
     6 more inside of each norm that is in integers; over two or three layers and a head they add up like a random walk,
     sqrt(25) = 5, or sqrt(64) = 8. A head whose outputs cancel to half of their terms doubles that.
     """

@@ -111,8 +111,8 @@ def prepared(spec: TransformerSpec) -> TransformerSpec:
     """
     if spec.generates or spec.head.tokens is not None:
         raise ConversionError(
-            f"'{spec.name}' is a language model, and recipes with calibrated ranges are for encoders: one range for all of a "
-            "cache loses too much. Choose dynamic_wi8_afp32."
+            f"'{spec.name}' is a language model, and recipes with calibrated ranges write encoders only, without a cache: "
+            "choose dynamic_wi8_afp32."
         )
     known: dict[int, Layer] = {}
     for layer in spec.encoder.layers:

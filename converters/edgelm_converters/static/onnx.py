@@ -48,8 +48,8 @@ def emit_static_onnx(
         ranges: How ranges are chosen (`edgelm_converters.static.ranges.choose_range`).
         keep_float: Names of linear layers (`Linear.name`) that stay float: float16 storage, float32 arithmetic. Those whose
             `least_bits` are 16 stay too.
-        integer_io: The form for accelerators: norms, residuals and embeddings in integers too, and the answer in integers, whose
-            steps are the result's `answer`.
+        integer_io: The form for accelerators: norms, residuals and embeddings in integers too, and the answer, whose steps are
+            the result's `answer`.
         progress: Called with the step's description, and how much of it is done.
 
     Returns:
@@ -87,8 +87,8 @@ def emit_static_onnx(
 def _notes(spec: TransformerSpec, form: StaticForm) -> tuple[str, ...]:
     if form.bits == 16:
         return (
-            "ONNX Runtime's CPU provider has no products of 16 bits: it computes with int8 weights, in float32 where the session "
-            "option session.qdq_matmulnbits_accuracy_level is 1, else with activations of 8 bits",
+            "ONNX Runtime's CPU provider has no products of 16 bits: it computes them in float32 where the session option "
+            "session.qdq_matmulnbits_accuracy_level is 1, else with activations of 8 bits",
         )
     notes = []
     if any(layer.feed_forward.activation in ("gelu", "gelu_tanh") for layer in spec.encoder.layers):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm_converters.emit.onnx_blocks import normalise
-from edgelm_converters.emit.onnx_graph import Attribute, Graph
+from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.onnx_weights import BOOL, FLOAT, Weights
 from edgelm_converters.emit.quantize import quantize_weight
 from edgelm_converters.recipes import find
@@ -170,8 +170,9 @@ class _Operators:
             made = [self.graph.node("Sigmoid", x)]
             made.append(self.graph.node("Mul", x, made[0]))
         else:
-            attributes: dict[str, Attribute] = {"approximate": "tanh"} if activation == "gelu_tanh" else {}
-            made = [self.graph.node(_ACTIVATIONS[activation], x, **attributes)]
+            operator = _ACTIVATIONS[activation]
+            tanh = activation == "gelu_tanh"
+            made = [self.graph.node(operator, x, approximate="tanh") if tanh else self.graph.node(operator, x)]
         if reason is not None:
             for name in made:
                 operator = (
@@ -339,8 +340,10 @@ class _Operators:
         x = self._integers(x) if self.form.integer else x
         operator = {"probabilities": "Softmax", "sigmoid": "Sigmoid"}.get(head.output)
         if operator is not None:
-            attributes: dict[str, Attribute] = {"axis": -1} if operator == "Softmax" else {}
-            made = self.graph.node(operator, self._use(x), **attributes)
+            used = self._use(x)
+            made = (
+                self.graph.node(operator, used, axis=-1) if operator == "Softmax" else self.graph.node(operator, used)
+            )
             if not self.form.integer:
                 self.floats[made] = (operator, "an answer in steps of 1/256 would say little of many classes")
             x = _Placed(made, x.point, FIXED["unit", self.form.bits] if self.form.integer else None)
@@ -353,9 +356,10 @@ class _Operators:
 
     # Integers
 
-    def _float(self, operator: str, reason: str, *inputs: str, **attributes: Attribute) -> str:
+    def _float(self, operator: str, reason: str, *inputs: str, keepdims: int | None = None) -> str:
         """Add a node that computes in float32, and why."""
-        name = self.graph.node(operator, *inputs, **attributes)
+        add = self.graph.node
+        name = add(operator, *inputs) if keepdims is None else add(operator, *inputs, keepdims=keepdims)
         self.floats[name] = (operator, reason)
         return name
 

@@ -102,7 +102,10 @@ def _answer(model: Model, file: File, form: StaticForm) -> Steps | None:
 def _notes(form: StaticForm) -> tuple[str, ...]:
     if form.bits == 8:
         return ()
-    return ("activations of 16 bits run in reference kernels on a CPU, some 20 times slower: the file is for NPUs",)
+    return (
+        "activations of 16 bits run in reference kernels on a CPU, several times slower than float32: the file is for NPUs",
+        "TFLite's softmax of 16 bits weighs a hidden token with exp(-10), not 0",
+    )
 
 
 def _check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:

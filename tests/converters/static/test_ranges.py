@@ -25,7 +25,7 @@ def test_growing_counts_as_at_once() -> None:
     parts = _filled(*np.array_split(np.sort(np.abs(values)) * np.sign(values), 17))
     whole = _filled(np.sort(np.abs(values)) * np.sign(values))
     assert parts.limit == whole.limit == 64.0
-    # A value on the edge of a bin falls into the same one whatever its width was: the edges of wide bins are edges of narrow ones.
+    # A value on the edge of a bin falls into the same one whatever its width: edges of wide bins are edges of narrow ones.
     np.testing.assert_array_equal(parts.counts, whole.counts)
     assert (parts.low, parts.high) == (whole.low, whole.high)
 

@@ -110,14 +110,15 @@ def test_onnx_runtime_computes_the_products_in_integers(tmp_path: Path) -> None:
     assert runs["com.microsoft.QGemm"] == 20
     assert runs["QLinearMatMul"] == 6
     assert runs["com.microsoft.QLinearSoftmax"] == 3
-    assert "Gemm" not in runs and "MatMul" not in runs
+    assert not {"Gemm", "MatMul"} & set(runs)
 
 
 def test_answer_in_integers(tmp_path: Path) -> None:
     for bits, dtype in ((8, "int8"), (16, "int16")):
         result = _emit(make("first"), tmp_path / "m.onnx", bits, integer_io=True)
         assert not result.float_operators
-        assert result.answer is not None and result.answer.dtype == dtype == result.signatures[0].outputs[0].dtype
+        assert result.answer is not None
+        assert result.answer.dtype == dtype == result.signatures[0].outputs[0].dtype
         session = _session(tmp_path / "m.onnx")
         assert [port.type for port in session.get_outputs()] == [f"tensor({dtype})"]
         assert {port.type for port in session.get_inputs()} == {"tensor(int32)"}

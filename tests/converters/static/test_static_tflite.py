@@ -75,7 +75,10 @@ def test_padding_changes_nothing(name: str, bits: int, integer: bool, tmp_path: 
         pairs.append((long, short))
     # Integers of the same ranges: a hidden token's weight rounds to 0, and what is left is the rounding of the softmax's sum
     # and of the pooling's, one step here and there of tensors that are rounded anyway.
-    assert error(pairs) < tolerance(bits, integer=integer) / 2
+    # TFLite's softmax of 16 bits takes what is more than 10 below the largest score for 10 below: each of the 11 hidden tokens
+    # weighs exp(-10) in each of the two layers, and its value differs from the others' by some two standard deviations.
+    least = 2 * 2 * 11 * np.exp(-10) if bits == 16 else 0.0
+    assert error(pairs) < tolerance(bits, integer=integer) / 2 + least
 
 
 def test_input_and_answer_in_integers(tmp_path: Path) -> None:
@@ -83,7 +86,8 @@ def test_input_and_answer_in_integers(tmp_path: Path) -> None:
     for bits, dtype in ((8, "int8"), (16, "int16")):
         result = _emit(spec, tmp_path / "m.tflite", bits, integer_io=True)
         assert [port.dtype for signature in result.signatures for port in signature.outputs] == [dtype, dtype]
-        assert result.answer is not None and result.answer.dtype == dtype
+        assert result.answer is not None
+        assert result.answer.dtype == dtype
         assert not result.float_operators
         runner = interpreter.Interpreter(str(tmp_path / "m.tflite")).get_signature_runner("serve_8")
         assert {detail["dtype"] for detail in runner.get_input_details().values()} == {np.int32}
