@@ -402,9 +402,14 @@ def drive(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     result = json.loads(output.read_text()) if output.exists() else {"accuracy": [], "latency": [], "facts": {}}
 
+    order, places = list(TASKS), [(contestant.name, contestant.engine) for contestant in contestants()]
+
     def replace(section: str, keys: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         made = {tuple(row[key] for key in keys) for row in rows}
         result[section] = [row for row in result[section] if tuple(row[key] for key in keys) not in made] + rows
+        result[section].sort(
+            key=lambda row: (order.index(row["model"]), places.index((row["contestant"], row["engine"])))
+        )
         found = facts()
         found["versions"] |= peer_versions(arguments.peer_python)
         result["facts"][section] = found
