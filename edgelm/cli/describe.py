@@ -96,7 +96,7 @@ def gate_line(gate: GateRecord) -> str:
     """Return what a gate measured and what it took, in one line."""
     kept = gate.steps[-1].kept
     how = (
-        f"{len(kept)} parts kept in more bits, {len(gate.steps)} artifacts tried"
+        f"{_parts(len(kept))} kept in more bits, {len(gate.steps)} artifacts tried"
         if kept
         else "nothing kept in more bits"
     )
