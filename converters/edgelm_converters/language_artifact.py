@@ -18,6 +18,7 @@ from edgelm_converters.causal_parity import Sequences, compare_scores, divergenc
 from edgelm_converters.gate import Gate, Trial, climb, rank
 from edgelm_converters.language import LanguageModel
 from edgelm_converters.language_file import Written, write_file
+from edgelm_converters.parity import judged_by_task
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.request import Progress
 from edgelm_converters.spec import TransformerSpec
@@ -174,7 +175,7 @@ def _written(target: Format, model: LanguageModel, folder: Path, judge: Judge, p
         size_bytes=written.size_bytes,
         signatures=written.signatures,
         runtimes=_runtimes(target, model, version),
-        parity=results[0][0],
+        parity=judged_by_task(results[0][0]),
         accuracy=None,
         operators=written.operators,
         notes=written.notes,

@@ -19,7 +19,7 @@ from edgelm_converters import trace
 from edgelm_converters.chain import DEFAULT_RANGES, Chain
 from edgelm_converters.gate import Gate, Trial, climb, rank
 from edgelm_converters.lengths import Lengths
-from edgelm_converters.parity import Expected, compare, deviation, enforce
+from edgelm_converters.parity import Expected, compare, deviation, enforce, judged_by_task
 from edgelm_converters.reference import Reference
 from edgelm_converters.request import Progress
 from edgelm_converters.samples import SampleSet
@@ -31,6 +31,7 @@ __all__ = ["TARGETS", "Emitter", "Question", "make_artifact"]
 TARGETS: dict[str, str] = {"tflite": "litert", "onnx": "onnx"}  # format -> the runtime that verifies it
 
 _RANKING_SAMPLES = 48  # a part's cost is a mean over them: it is compared with the others', on the same samples
+_ENOUGH_LABELS = 200  # a fallen accuracy shows: 2 points are then 2 standard errors at 98 % of equal labels
 _TFLITE_RUNTIME_REFUSAL = (
     "tflite-runtime 2.14 computes int8 weights with a scale per channel wrongly, or lacks the operator: "
     "use ai-edge-litert, or convert with --recipe fp32, fp16 or weight_only_wi8_afp32"
@@ -182,8 +183,10 @@ def make_artifact(
     record: GateRecord | None = None
     if gate is None:
         found.append(_measure(target, emitter, spec, question, path, progress))
+        labelled = found[0].accuracy
+        holds = labelled is not None and labelled.samples >= _ENOUGH_LABELS
         for parity, accuracy in found[0].results:
-            enforce(parity, accuracy, recipe, TARGETS[target])
+            enforce(parity, accuracy, recipe, TARGETS[target], task_holds=holds)
     else:
         judged = question.sets[-1]
         record = climb(
@@ -314,7 +317,7 @@ def _artifact(
         size_bytes=written.size_bytes,
         signatures=written.signatures,
         runtimes=tuple(runtimes),
-        parity=measured.results[0][0],
+        parity=judged_by_task(measured.results[0][0]),
         accuracy=accuracy,
         operators=written.operators,
         notes=written.notes,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edgelm_converters import recipes
-from edgelm_converters.parity import accuracy_of, compare, deviation, enforce, expect
+from edgelm_converters.parity import accuracy_of, compare, deviation, enforce, expect, judged_by_task
 from edgelm_converters.reference import Reference
 from edgelm_converters.samples import Sample, SampleSet
 from edgelm_runtimes.program import Arrays, ProgramFacts
@@ -99,6 +99,21 @@ def test_an_error_over_the_bound_is_refused_and_one_below_passes() -> None:
     ) as caught:
         _compare(_Program(lambda y: y + np.float32(0.002)))
     assert "\n" not in str(caught.value)
+
+
+def test_where_labels_say_that_the_task_holds_the_largest_error_is_kept_and_not_refused() -> None:
+    samples = _samples(count=400)
+    expected = expect(_reference(), samples, lengths=(6, 8), pad_id=0, output=None)
+    recipe = recipes.find("fp32")
+    parity, accuracy = compare(
+        _Program(lambda y: y + np.float32(0.002)), _SIGNATURES, samples, expected, recipe=recipe, pad_id=0
+    )
+    enforce(parity, accuracy, recipe, "litert", task_holds=True)
+    kept = judged_by_task(parity)
+    # A device is held against what the artifact does here, and a tenth.
+    assert parity.bound < parity.max_abs_error < kept.bound == pytest.approx(1.1 * parity.max_abs_error)
+    assert "the task's metric holds" in kept.reason
+    assert judged_by_task(dataclasses.replace(parity, bound=1.0)).bound == 1.0
 
 
 def test_nan_is_refused_though_no_comparison_with_it_is_true() -> None:
