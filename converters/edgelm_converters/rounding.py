@@ -149,7 +149,7 @@ def _descend(
     for _ in range(sweeps):
         scale = _fitted_scales(steps, scale, damped, damped @ kernel)
         rounded = (steps * scale[:, None, :]).reshape(kernel.shape)
-        slope = damped @ (rounded - kernel)
+        slope: Float32 = (damped @ (rounded - kernel)).astype(np.float32, copy=False)
         _fit_steps(steps, scale, damped, rounded, slope)
         error = ((rounded - kernel) * slope).sum(axis=0)
         better = error < least

@@ -93,4 +93,5 @@ def _inverse_factor(fit: Fit) -> Float64:
     damped[np.diag_indices_from(damped)] += ridge_of(fit, _DAMPING)
     # The factor of the matrix read backwards: its inverse, read backwards again, is U.
     backwards = np.linalg.cholesky(damped[::-1, ::-1])
-    return np.ascontiguousarray(np.linalg.inv(backwards)[::-1, ::-1])
+    upper: Float64 = np.ascontiguousarray(np.linalg.inv(backwards)[::-1, ::-1], dtype=np.float64)
+    return upper

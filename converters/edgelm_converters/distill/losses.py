@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from keras import ops
+import keras
 
 __all__ = ["binary", "cross_entropy", "relations", "soft_labels", "states", "vectors"]
+
+ops: Any = keras.ops  # whose functions are typed as if they might return None
 
 _HIDDEN = -1e30
 

@@ -119,7 +119,7 @@ def teach(
 def compile_pupil(pupil: Pupil, training: Training, total: int) -> None:
     """Give a student its optimiser, for a training of that many steps."""
     rise = round(training.warm_up * total)
-    rate = keras.optimizers.schedules.CosineDecay(
+    rate: Any = keras.optimizers.schedules.CosineDecay(
         0.0 if rise else training.learning_rate,
         max(total - rise, 1),
         warmup_target=training.learning_rate if rise else None,
@@ -131,7 +131,8 @@ def compile_pupil(pupil: Pupil, training: Training, total: int) -> None:
     ]  # biases and norms do not decay
     optimizer.exclude_from_weight_decay(var_list=flat)
     optimizer.build(pupil.trainable_variables)
-    pupil.compile(optimizer=optimizer, jit_compile=False)  # XLA would compile anew for each length
+    compiled: Any = pupil  # Keras takes more than its types say
+    compiled.compile(optimizer=optimizer, jit_compile=False)  # XLA would compile anew for each length
 
 
 def _keep_zeros(pupil: Pupil) -> None:

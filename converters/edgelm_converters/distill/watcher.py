@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from edgelm_converters.distill import losses
@@ -20,6 +19,8 @@ from edgelm_converters.keras_model.structure import flatten
 from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["Pupil", "Watcher", "relation_heads"]
+
+ops: Any = keras.ops  # whose functions are typed as if they might return None
 
 _PARTS = ("query", "key", "value")
 
@@ -38,7 +39,8 @@ class Watcher(keras.Model):  # type: ignore[misc]  # Keras has no types
     def of_spec(cls, spec: TransformerSpec, layers: Sequence[int], *, relations: bool) -> Watcher:
         """Return the watcher of a spec."""
         watcher = cls(layer_of(spec), layers, relations=relations)
-        watcher.compile(jit_compile=False)  # XLA would compile anew for each length
+        compiled: Any = watcher  # Keras takes more than its types say
+        compiled.compile(jit_compile=False)  # XLA would compile anew for each length
         return watcher
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:

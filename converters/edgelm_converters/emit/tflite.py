@@ -70,7 +70,7 @@ def operator_histogram(path: Path) -> dict[str, int]:
         if file.read(8)[4:] != b"TFL3":
             raise ConversionError(f"{path.name} is not a TFLite file: it lacks the mark TFL3.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            model = schema.Model.GetRootAs(content, 0)
+            model: Any = schema.Model.GetRootAs(content, 0)
             codes = [_operator_name(model.OperatorCodes(i), names) for i in range(model.OperatorCodesLength())]
             graphs = {model.SignatureDefs(i).SubgraphIndex() for i in range(model.SignatureDefsLength())} or {0}
             counts = [_count(model.Subgraphs(index), codes) for index in sorted(graphs)]

@@ -170,7 +170,7 @@ def _point_at(graph: bytearray, positions: Sequence[int]) -> None:
     """Let each buffer of the finished flatbuffer point at its content behind it."""
     from ai_edge_litert import schema_py_generated as schema
 
-    buffers = schema.Model.GetRootAs(graph, 0)
+    buffers: Any = schema.Model.GetRootAs(graph, 0)
     for index, position in enumerate(positions):
         table = buffers.Buffers(index)._tab
         slot = table.Offset(4)  # the field `data`: 0 where it is absent, as it is in buffer 0

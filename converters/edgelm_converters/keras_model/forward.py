@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras import ops
+import keras
 
 from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, Rotary, TransformerSpec
 
 __all__ = ["Taps", "forward"]
+
+ops: Any = keras.ops  # whose functions are typed as if they might return None
 
 _HIDDEN = -1e30
 
