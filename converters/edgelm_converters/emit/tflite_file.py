@@ -56,10 +56,11 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Scales of an int8 tensor, one for each slice along `axis`; the zero points are 0."""
+    """Scales of a tensor of integers, one for each slice along `axis`: ``value = scale * (integer - zero_point)``."""
 
     scale: NDArray[np.float32]
     axis: int
+    zero_point: int = 0
 
 
 @dataclass(frozen=True)
@@ -312,10 +313,13 @@ class _Serializer:
 
         def pack() -> int:
             scale = self.builder.CreateNumpyVector(quantization.scale)
-            # The runtimes want as many zero points as scales; one vector of zeros does for all tensors of that length.
-            count = len(quantization.scale)
-            zeros = self.once(("zeros", count), lambda: self.builder.CreateNumpyVector(np.zeros(count, np.int64)))
-            fields = {"Scale": scale, "ZeroPoint": zeros, "QuantizedDimension": quantization.axis}
+            # The runtimes want as many zero points as scales; one vector does for all tensors with as many of the same.
+            count, zero_point = len(quantization.scale), quantization.zero_point
+            points = self.once(
+                ("zero points", count, zero_point),
+                lambda: self.builder.CreateNumpyVector(np.full(count, zero_point, np.int64)),
+            )
+            fields = {"Scale": scale, "ZeroPoint": points, "QuantizedDimension": quantization.axis}
             return self.table("QuantizationParameters", fields)
 
         return self.once(("quantization", id(quantization)), pack)

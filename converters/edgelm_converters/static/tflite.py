@@ -12,7 +12,7 @@ from edgelm.bundle.manifest import Port, Role, Signature
 from edgelm.errors import ConversionError
 from edgelm_converters.emit.quantize import check_finite
 from edgelm_converters.emit.tflite import operator_histogram
-from edgelm_converters.emit.tflite_file import Model
+from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.spec import TransformerSpec
 from edgelm_converters.static.calibrate import Progress, calibrate, step_table
@@ -20,7 +20,6 @@ from edgelm_converters.static.encoder import prepared
 from edgelm_converters.static.form import FloatOperator, StaticForm, StaticResult, static_form
 from edgelm_converters.static.ranges import Ranges, Steps
 from edgelm_converters.static.tflite_encoder import File, build_static_encoder
-from edgelm_converters.static.zero_points import write_with_zero_points
 
 __all__ = ["emit_static_tflite"]
 
@@ -77,7 +76,7 @@ def emit_static_tflite(
     floats: list[FloatOperator] = []
     for length in lengths:
         floats = build_static_encoder(file, Graph(file.weights, f"serve_{length}"), ready, length)
-    write_with_zero_points(model, path)
+    write_model(model, path)
     answer = _answer(model, file, form)
     return StaticResult(
         signatures=tuple(_signature(spec, length, form) for length in lengths),

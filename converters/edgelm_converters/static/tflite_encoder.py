@@ -34,7 +34,6 @@ from edgelm_converters.static.tflite_operators import (
     quantized,
     scale_of,
 )
-from edgelm_converters.static.zero_points import Affine
 
 __all__ = ["File", "build_static_encoder"]
 
@@ -357,7 +356,7 @@ class _Operators:
         for index in range(first, len(self.graph.subgraph.operators)):
             self.reasons.setdefault(index, reason)
 
-    def _record(self, point: str) -> Affine:
+    def _record(self, point: str) -> Quantization:
         return self.file.quantizations.of(self.file.steps[point])
 
     def _integers(self, x: _Placed) -> Value:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from edgelm_converters.emit.tflite_file import Operator, Tensor
+from edgelm_converters.emit.tflite_file import Operator, Quantization, Tensor
 from edgelm_converters.emit.tflite_graph import Graph, Value
 from edgelm_converters.static.ranges import Steps
-from edgelm_converters.static.zero_points import Affine
 
 __all__ = ["Quantizations", "append", "dequantized", "gathered_rows", "like", "quantized", "scale_of"]
 
@@ -25,12 +24,12 @@ _VERSIONS = {"RESHAPE": 1, "QUANTIZE": 1, "CAST": 1, "GATHER": 2, "FULLY_CONNECT
 class Quantizations:
     """The file's one record for each steps, so that all of its graphs point at it."""
 
-    known: dict[Steps, Affine] = field(default_factory=dict)
+    known: dict[Steps, Quantization] = field(default_factory=dict)
 
-    def of(self, steps: Steps) -> Affine:
+    def of(self, steps: Steps) -> Quantization:
         """Return the record of these steps."""
         if steps not in self.known:
-            self.known[steps] = Affine(np.array([steps.scale], np.float32), 0, steps.zero_point)
+            self.known[steps] = Quantization(np.array([steps.scale], np.float32), 0, steps.zero_point)
         return self.known[steps]
 
 
@@ -40,7 +39,7 @@ def append(
     inputs: Sequence[Value | None],
     shape: Sequence[int],
     dtype: str,
-    quantization: Affine | None,
+    quantization: Quantization | None,
     options: tuple[str, dict[str, Any]] | None = None,
     *,
     version: int | None = None,
@@ -54,7 +53,7 @@ def append(
     return result
 
 
-def quantized(graph: Graph, x: Value, quantization: Affine, dtype: str) -> Value:
+def quantized(graph: Graph, x: Value, quantization: Quantization, dtype: str) -> Value:
     """Return floats, or integers in other steps, in these; the same is done once."""
     if x.quantization is quantization:
         return x
@@ -79,7 +78,7 @@ def like(
 ) -> Value:
     """Append an operator that moves elements, and leaves their steps as they are."""
     quantization = x.quantization
-    if quantization is not None and not isinstance(quantization, Affine):
+    if quantization is not None and not _is_one_scale(quantization):
         raise TypeError(f"{name} moves values with one scale for all of them, not {quantization}.")
     version = None if quantization is not None else 1
     return append(graph, name, (x, *more), shape, x.dtype, quantization, options, version=version)
@@ -90,8 +89,13 @@ def gathered_rows(graph: Graph, table: Value, ids: Value) -> Value:
     return like(graph, "GATHER", table, (*ids.shape, *table.shape[1:]), ("GatherOptions", {}), ids)
 
 
+def _is_one_scale(quantization: object) -> TypeGuard[Quantization]:
+    """Return whether it is one scale, and one zero point, for a whole tensor."""
+    return isinstance(quantization, Quantization) and len(quantization.scale) == 1
+
+
 def scale_of(x: Value) -> float:
     """Return the scale of an integer tensor."""
-    if not isinstance(x.quantization, Affine):
+    if not _is_one_scale(x.quantization):
         raise TypeError("Only a tensor with one scale for all of it has a scale.")
     return float(x.quantization.scale[0])
