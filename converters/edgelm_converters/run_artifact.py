@@ -108,10 +108,7 @@ class Emitter:
                 spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io, progress=progress
             )
         floats = _float_notes((entry.reason, entry.count, entry.operator) for entry in made.float_operators)
-        signatures = made.signatures
-        if made.answer is not None:
-            signatures = tuple(_in_steps(one, made.answer.scale, made.answer.zero_point) for one in signatures)
-        return Written(path, signatures, dict(made.operators), (*floats, *made.notes))
+        return Written(path, made.signatures, dict(made.operators), (*floats, *made.notes))
 
 
 @dataclass(frozen=True)
@@ -265,13 +262,6 @@ def _float_notes(operators: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
     for reason, count, name in operators:
         lines.setdefault(reason, []).append(f"{count} {name}")
     return tuple(f"In float32: {', '.join(names)}; {reason}." for reason, names in lines.items())
-
-
-def _in_steps(signature: Signature, scale: float, zero_point: int) -> Signature:
-    """Return a signature whose output is integers that stand for numbers."""
-    first, *others = signature.outputs
-    first = dataclasses.replace(first, scale=scale, zero_point=zero_point)
-    return dataclasses.replace(signature, outputs=(first, *others))
 
 
 def _ranking(

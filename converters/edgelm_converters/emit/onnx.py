@@ -18,7 +18,7 @@ from edgelm_converters.emit.onnx_weights import FLOAT
 from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.spec import TransformerSpec
 
-__all__ = ["emit_onnx", "operator_histogram"]
+__all__ = ["emit_onnx", "operator_histogram", "signature_of"]
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -44,7 +44,7 @@ def emit_onnx(spec: TransformerSpec, path: Path, *, recipe: str) -> tuple[Signat
     graph = Graph()
     flow = start(spec, graph, chosen)
     graph.rename(_answer(flow, spec, _encode(flow, spec)), spec.output_name)
-    signature = _signature(spec)
+    signature = signature_of(spec)
     graph.write(path, spec.name, signature.inputs, signature.outputs)
     return (signature,)
 
@@ -103,8 +103,8 @@ def _pool(flow: Flow, spec: TransformerSpec, x: str) -> str:
     return graph.node("Squeeze", mean, graph.constant([1]))
 
 
-def _signature(spec: TransformerSpec) -> Signature:
-    """Return how the file is called."""
+def signature_of(spec: TransformerSpec) -> Signature:
+    """Return how an encoder's file is called."""
     shape = (None, spec.fixed_length)
     inputs = [Port(spec.token_input, "int32", shape, "token_ids")]
     if spec.mask == "input" and spec.mask_input is not None:

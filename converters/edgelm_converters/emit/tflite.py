@@ -19,7 +19,7 @@ from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import TransformerSpec
 
-__all__ = ["emit_tflite", "operator_histogram"]
+__all__ = ["check_lengths", "emit_tflite", "operator_histogram", "signature_of"]
 
 
 def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tuple[int, ...]) -> tuple[Signature, ...]:
@@ -45,14 +45,14 @@ def emit_tflite(spec: TransformerSpec, path: Path, *, recipe: str, lengths: tupl
     """
     chosen = weight_recipe(recipe)
     lengths = tuple(sorted(set(lengths)))
-    _check_lengths(spec, lengths)
+    check_lengths(spec, lengths)
     check_finite(spec)
     model = Model(description=f"{spec.name}, {recipe}, written by edgelm")
     store = Store(Weights(model), chosen)
     for length in lengths:
         build_encoder(Graph(store.weights, f"serve_{length}"), store, spec, length, lengths)
     write_model(model, path)
-    return tuple(_signature(spec, length) for length in lengths)
+    return tuple(signature_of(spec, length) for length in lengths)
 
 
 def operator_histogram(path: Path) -> dict[str, int]:
@@ -89,7 +89,12 @@ def _count(graph: Any, codes: list[str]) -> Counter[str]:
     return Counter(names)
 
 
-def _check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:
+def check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:
+    """Check the sequence lengths of a file, ascending.
+
+    Raises:
+        ConversionError: There is none, or one is more than the model takes.
+    """
     if not lengths or lengths[0] < 1:
         raise ConversionError(f"A TFLite file needs sequence lengths of at least 1, and was given {lengths}.")
     positions = None if spec.embeddings.position is None else len(spec.embeddings.position)
@@ -100,7 +105,8 @@ def _check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:
         )
 
 
-def _signature(spec: TransformerSpec, length: int) -> Signature:
+def signature_of(spec: TransformerSpec, length: int) -> Signature:
+    """Return how an encoder is called with so many tokens."""
     roles: list[tuple[str | None, Role]] = [
         (spec.token_input, "token_ids"), (spec.mask_input, "padding_mask"), (spec.segment_input, "segment_ids")
     ]  # fmt: skip

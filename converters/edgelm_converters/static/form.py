@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgelm.bundle.manifest import Signature
@@ -13,7 +13,7 @@ from edgelm_converters.spec import Linear, TransformerSpec
 from edgelm_converters.static.encoder import linears
 from edgelm_converters.static.ranges import Ranges, Steps
 
-__all__ = ["FloatOperator", "StaticForm", "StaticResult", "static_form"]
+__all__ = ["FloatOperator", "StaticForm", "StaticResult", "static_form", "with_answer"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,11 @@ def static_form(spec: TransformerSpec, recipe: str, keep_float: Collection[str],
         if name not in names:
             raise RecipeError(unknown_name("linear layer", name, names))
     return StaticForm(16 if known[recipe].activations == "int16" else 8, integer, frozenset(keep_float))
+
+
+def with_answer(signature: Signature, answer: Steps | None) -> Signature:
+    """Return a signature whose output is integers in these steps; itself where there are none."""
+    if answer is None:
+        return signature
+    port = replace(signature.outputs[0], dtype=answer.dtype, scale=answer.scale, zero_point=answer.zero_point)
+    return replace(signature, outputs=(port,))

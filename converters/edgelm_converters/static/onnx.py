@@ -8,16 +8,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgelm.bundle.manifest import Port, Signature
+from edgelm_converters.emit.onnx import signature_of
 from edgelm_converters.emit.onnx_file import operator_histogram
 from edgelm_converters.emit.onnx_graph import Graph
 from edgelm_converters.emit.quantize import check_finite
 from edgelm_converters.spec import TransformerSpec
 from edgelm_converters.static.calibrate import Progress, calibrate, step_table
 from edgelm_converters.static.encoder import prepared
-from edgelm_converters.static.form import StaticForm, StaticResult, static_form
+from edgelm_converters.static.form import StaticForm, StaticResult, static_form, with_answer
 from edgelm_converters.static.onnx_encoder import build_static_encoder
-from edgelm_converters.static.ranges import Ranges, Steps
+from edgelm_converters.static.ranges import Ranges
 
 __all__ = ["emit_static_onnx"]
 
@@ -70,7 +70,7 @@ def emit_static_onnx(
     steps = step_table(found, ranges, form.bits, hides=hides, longest=longest)
     graph = Graph()
     floats, answer = build_static_encoder(graph, ready, steps, form)
-    signature = _signature(spec, answer)
+    signature = with_answer(signature_of(spec), answer)
     graph.write(path, spec.name, signature.inputs, signature.outputs)
     return StaticResult(
         signatures=(signature,),
@@ -96,19 +96,3 @@ def _notes(spec: TransformerSpec, form: StaticForm) -> tuple[str, ...]:
     if form.integer:
         notes.append("ONNX Runtime's CPU provider computes LayerNormalization in float32 between two conversions")
     return tuple(notes)
-
-
-def _signature(spec: TransformerSpec, answer: Steps | None) -> Signature:
-    shape = (None, spec.fixed_length)
-    inputs = [Port(spec.token_input, "int32", shape, "token_ids")]
-    if spec.mask == "input" and spec.mask_input is not None:
-        inputs.append(Port(spec.mask_input, "int32", shape, "padding_mask"))
-    if spec.segment_input is not None:
-        inputs.append(Port(spec.segment_input, "int32", shape, "segment_ids"))
-    layers = spec.head.layers
-    width = int(layers[-1].linear.kernel.shape[1]) if layers else spec.width
-    whole = (None, spec.fixed_length, width) if spec.head.pooling == "none" else (None, width)
-    dtype = "float32" if answer is None else answer.dtype
-    return Signature(
-        "main", spec.fixed_length, tuple(inputs), (Port(spec.output_name, dtype, whole, spec.head.output),)
-    )

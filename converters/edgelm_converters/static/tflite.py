@@ -8,16 +8,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgelm.bundle.manifest import Port, Role, Signature
-from edgelm.errors import ConversionError
 from edgelm_converters.emit.quantize import check_finite
-from edgelm_converters.emit.tflite import operator_histogram
+from edgelm_converters.emit.tflite import check_lengths, operator_histogram, signature_of
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
 from edgelm_converters.spec import TransformerSpec
 from edgelm_converters.static.calibrate import Progress, calibrate, step_table
 from edgelm_converters.static.encoder import prepared
-from edgelm_converters.static.form import FloatOperator, StaticForm, StaticResult, static_form
+from edgelm_converters.static.form import FloatOperator, StaticForm, StaticResult, static_form, with_answer
 from edgelm_converters.static.ranges import Ranges, Steps
 from edgelm_converters.static.tflite_encoder import File, build_static_encoder
 
@@ -65,7 +63,7 @@ def emit_static_tflite(
     """
     form = static_form(spec, recipe, keep_float, integer=integer_io)
     lengths = tuple(sorted(set(lengths)))
-    _check_lengths(spec, lengths)
+    check_lengths(spec, lengths)
     check_finite(spec)
     ready = prepared(spec)
     found = calibrate(ready, samples, norms=integer_io, progress=progress)
@@ -79,7 +77,7 @@ def emit_static_tflite(
     write_model(model, path)
     answer = _answer(model, file, form)
     return StaticResult(
-        signatures=tuple(_signature(spec, length, form) for length in lengths),
+        signatures=tuple(with_answer(signature_of(spec, length), answer) for length in lengths),
         operators=operator_histogram(path),
         float_operators=tuple(floats),
         samples=found.samples,
@@ -105,25 +103,3 @@ def _notes(form: StaticForm) -> tuple[str, ...]:
         "activations of 16 bits run in reference kernels on a CPU, several times slower than float32: the file is for NPUs",
         "TFLite's softmax of 16 bits weighs a hidden token with exp(-10), not 0",
     )
-
-
-def _check_lengths(spec: TransformerSpec, lengths: tuple[int, ...]) -> None:
-    if not lengths or lengths[0] < 1:
-        raise ConversionError(f"A TFLite file needs sequence lengths of at least 1, and was given {lengths}.")
-    positions = None if spec.embeddings.position is None else len(spec.embeddings.position)
-    known = [limit for limit in (spec.max_length, positions) if limit is not None]
-    if known and lengths[-1] > min(known):
-        raise ConversionError(
-            f"The model '{spec.name}' takes at most {min(known)} tokens, not {lengths[-1]}: give a smaller --sequence-length."
-        )
-
-
-def _signature(spec: TransformerSpec, length: int, form: StaticForm) -> Signature:
-    roles: list[tuple[str | None, Role]] = [
-        (spec.token_input, "token_ids"), (spec.mask_input, "padding_mask"), (spec.segment_input, "segment_ids")
-    ]  # fmt: skip
-    inputs = tuple(Port(name, "int32", (1, length), role) for name, role in roles if name is not None)
-    width = spec.head.layers[-1].linear.kernel.shape[1] if spec.head.layers else spec.width
-    shape = (1, length, width) if spec.head.pooling == "none" else (1, width)
-    dtype = "float32" if not form.integer else "int8" if form.bits == 8 else "int16"
-    return Signature(f"serve_{length}", length, inputs, (Port(spec.output_name, dtype, shape, spec.head.output),))
