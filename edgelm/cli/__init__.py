@@ -26,7 +26,7 @@ _COMMANDS = {
     "distill": "distill",
     "run": "run",
     "benchmark": "benchmark",
-    "report": "benchmark",
+    "report": "report",
     "inspect": "inspect",
     "verify": "inspect",
     "pack": "inspect",

@@ -1,4 +1,4 @@
-"""``edgelm benchmark`` and ``edgelm report``; language models are measured by `edgelm.cli.benchmark_generation`."""
+"""``edgelm benchmark``; language models are measured by `edgelm.cli.benchmark_generation`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgelm.cli.output import complain, json_option, print_json, progress_bar, s
 if TYPE_CHECKING:
     from edgelm.bench import Run
 
-__all__ = ["benchmark", "report"]
+__all__ = ["benchmark"]
 
 _FILE = click.Path(path_type=Path)
 
@@ -147,16 +147,3 @@ def _print_runs(runs: Sequence[Run]) -> None:
     click.echo(f"energy: {runs[0].energy.method} ({runs[0].energy.reason})" if runs else "nothing was measured")
     for statement in dict.fromkeys(run.profile.statement for run in runs if run.profile and not run.profile.match):
         complain(statement)
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="report.html or report.md.")
-@click.option("--force", is_flag=True, help="Replace the report if it exists.")
-def report(runs: tuple[Path, ...], output: Path, force: bool) -> None:
-    """Compare RUNS (files of `edgelm benchmark -o`, or a JSONL log) on one page."""
-    from edgelm import bench
-    from edgelm import report as reports
-
-    reports.write(bench.log.read(runs, warn=complain), output, force=force)
-    click.echo(str(output))
