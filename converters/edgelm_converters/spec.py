@@ -1,7 +1,7 @@
 """A Transformer as frozen data: what every family reader makes, and every compressor and emitter takes.
 
 Dimensions in this module: ``V`` vocabulary, ``P`` positions, ``D`` model width, ``E`` embedding width, ``H`` attention heads,
-``K`` key/value heads, ``A`` width of one head, ``F`` feed-forward width, ``C`` classes.
+``K`` key/value heads, ``A`` width of one head, ``F`` feed-forward width, ``C`` classes, ``M`` mel bands of audio.
 
 Weights are NumPy arrays (float32) held by the piece that uses them, laid out as Keras lays them out: a kernel is
 ``(in, out)``. The same array object used in two places is one tensor in the artifact (tied embeddings, ALBERT's shared
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Activation",
     "Attention",
+    "AudioFrontEnd",
     "Embeddings",
     "FeedForward",
     "Float32",
@@ -30,7 +31,9 @@ __all__ = [
     "Linear",
     "Norm",
     "Output",
+    "RelativeBias",
     "Rotary",
+    "Source",
     "Stack",
     "TokenHead",
     "TransformerSpec",
@@ -100,12 +103,30 @@ class Rotary:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
-    """Multi-head self-attention.
+class RelativeBias:
+    """What T5 adds to the scores instead of positions (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1).
 
-    ``softmax(cap(scale * q @ k^T) + mask) @ v``, per head. The kernels are 2-D: query ``(D, H*A)``, key ``(D, K*A)``, value
-    ``(D, K*A)``, output ``(H*A, D)``; the columns of head h are ``[h*A, (h+1)*A)``. Query head h reads key/value head
-    ``h // (H/K)``.
+    The score of a query at position q and a key at position k gets ``table[bucket(k - q), h]`` in head h. Buckets are
+    single distances near 0 and grow with the logarithm up to `max_distance`; `edgelm_converters.relative` computes them.
+
+    Attributes:
+        table: ``(buckets, H)``. The same array in every layer of a stack that shares it.
+        max_distance: From here on all distances share the last bucket.
+        bidirectional: Half of the buckets for keys behind the query, half for those ahead; otherwise all for those behind.
+    """
+
+    table: Float32
+    max_distance: int
+    bidirectional: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Multi-head attention: self-attention, or cross-attention, whose keys and values are of the encoder's output.
+
+    ``softmax(cap(scale * q @ k^T) + relative + mask) @ v``, per head. The kernels are 2-D: query ``(D, H*A)``, key
+    ``(D, K*A)``, value ``(D, K*A)``, output ``(H*A, D)``; the columns of head h are ``[h*A, (h+1)*A)``. Query head h reads
+    key/value head ``h // (H/K)``.
 
     Attributes:
         scale: What the scores are multiplied with, usually ``1/sqrt(A)``.
@@ -115,6 +136,7 @@ class Attention:
         key_norm: Likewise of the key.
         soft_cap: ``cap(x) = soft_cap * tanh(x / soft_cap)``, before the mask; None where there is none.
         window: With `causal`: a position sees itself and the ``window - 1`` before it; None: all before it.
+        relative: Added to the scores by distance; None where positions are told otherwise.
     """
 
     heads: int
@@ -131,6 +153,7 @@ class Attention:
     key_norm: Norm | None = None
     soft_cap: float | None = None
     window: int | None = None
+    relative: RelativeBias | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +181,9 @@ class Layer:
     Attributes:
         attention_post_norm: With "pre": a second norm, on what attention adds (Gemma 2): ``x = x + post(f(norm(x)))``.
         feed_forward_post_norm: Likewise on what the feed-forward adds.
+        cross_attention: Between the two, over the encoder's output, with its residual: the layers of an encoder-decoder's
+            decoder. Not causal, without rotation and relative bias; the source's padding is hidden from it.
+        cross_attention_norm: Its norm, placed as the others.
     """
 
     attention: Attention
@@ -167,6 +193,8 @@ class Layer:
     norm_placement: Literal["pre", "post"]
     attention_post_norm: Norm | None = None
     feed_forward_post_norm: Norm | None = None
+    cross_attention: Attention | None = None
+    cross_attention_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +282,52 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
+class AudioFrontEnd:
+    """Two convolutions over the log-mel frames of audio, each followed by an exact GELU, then positions (Whisper).
+
+    ``x = gelu(conv(frames))``, ``x = gelu(conv(x, stride=2))``, ``x + position``: padded so that the first keeps the number of
+    frames and the second halves it (Radford et al. 2022, https://arxiv.org/abs/2212.04356). For an input of n frames, zeros
+    stand before the first and after the last one.
+
+    Attributes:
+        name: Paths of the two Keras layers.
+        kernels: ``(3, M, D)`` and ``(3, D, D)``.
+        biases: ``(D,)`` each.
+        position: ``(P, D)``; row p belongs to the frames 2p and 2p + 1.
+    """
+
+    name: tuple[str, str]
+    kernels: tuple[Float32, Float32]
+    biases: tuple[Float32, Float32]
+    position: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What an encoder-decoder reads, and how it becomes vectors for its encoder.
+
+    Attributes:
+        embeddings: Of source tokens; arrays that the decoder's embeddings share are the very same. None where it hears audio.
+        audio: Of audio instead of tokens.
+        mask: Which source tokens count, as `TransformerSpec.mask`; "none" for audio.
+        input: The name of the input: ids ``(B, S)``, or frames ``(B, n, M)``.
+        mask_input: The name of the mask's input where `mask` is ``"input"``.
+        max_length: The most tokens or frames; None where nothing bounds it.
+    """
+
+    embeddings: Embeddings | None
+    audio: AudioFrontEnd | None
+    mask: Literal["input", "nonzero", "none"]
+    input: str
+    mask_input: str | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class TransformerSpec:
-    """A whole model.
+    """A whole model: an encoder, a decoder (a language model), or an encoder-decoder, which has a `source`.
+
+    Of an encoder-decoder, `embeddings`, `mask`, `token_input`, `mask_input` and `max_length` are those of the decoder.
 
     Attributes:
         family: The reader that made it, such as ``"bert"``.
@@ -272,6 +344,7 @@ class TransformerSpec:
         max_length: The most tokens that the model takes; None where nothing bounds it (no position table).
         fixed_length: The only length that the model takes (it sees its padding and its input has a fixed shape), or None.
         decoder: The layers of a language model, all causal, behind the same embeddings; none in an encoder.
+        source: What an encoder-decoder reads; None in the others.
     """
 
     family: str
@@ -287,11 +360,17 @@ class TransformerSpec:
     segment_input: str | None = None
     fixed_length: int | None = None
     decoder: Stack = Stack(())
+    source: Source | None = None
 
     @property
     def generates(self) -> bool:
-        """Whether this is a language model: it decodes, and scores tokens."""
-        return bool(self.decoder.layers) and self.head.tokens is not None
+        """Whether this is a language model: it decodes, and scores tokens, and reads nothing else."""
+        return bool(self.decoder.layers) and self.head.tokens is not None and self.source is None
+
+    @property
+    def translates(self) -> bool:
+        """Whether this is an encoder-decoder: it reads a source, and scores the tokens of an answer."""
+        return self.source is not None
 
     @property
     def vocabulary_size(self) -> int:

@@ -6,6 +6,7 @@ from edgelm.bundle.manifest import (
     SCHEMA_VERSION,
     Accuracy,
     Artifact,
+    AudioRecord,
     CacheRecord,
     CalibrationRecord,
     CompressionStep,
@@ -21,6 +22,7 @@ from edgelm.bundle.manifest import (
     RuntimeRecord,
     Signature,
     TokenizerRecord,
+    TranslationRecord,
 )
 from edgelm.bundle.reader import Bundle, open_bundle
 from edgelm.bundle.writer import BundleWriter, pack
@@ -30,6 +32,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Artifact",
+    "AudioRecord",
     "Bundle",
     "BundleWriter",
     "CacheRecord",
@@ -48,6 +51,7 @@ __all__ = [
     "RuntimeRecord",
     "Signature",
     "TokenizerRecord",
+    "TranslationRecord",
     "open_bundle",
     "pack",
     "write_golden",

@@ -7,6 +7,8 @@ them. Its JSON schema is ``manifest.schema.json`` beside this file, made from th
 The schema version is one integer. A reader opens every version up to its own, and refuses a newer one: a field that it
 does not know could change what the others mean. Version 2 brought models that generate: the task ``generate``, the kinds and
 caches of signatures, `GenerationRecord`. Version 3 brought compression: `CompressionStep`, `CalibrationRecord`, `GateRecord`.
+Version 4 brought models that read a source and answer to it: the tasks ``translate`` and ``transcribe``, `TranslationRecord`,
+signatures that encode, and that read what was encoded.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Artifact",
+    "AudioRecord",
     "CacheRecord",
     "CalibrationRecord",
     "CompressionStep",
@@ -39,18 +42,22 @@ __all__ = [
     "RuntimeRecord",
     "Signature",
     "TokenizerRecord",
+    "TranslationRecord",
 ]
 
 FORMAT = "edgelm-bundle"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
-Task = Literal["classify", "embed", "raw", "generate"]
+Task = Literal["classify", "embed", "raw", "generate", "translate", "transcribe"]
 Format = Literal["tflite", "onnx", "litertlm"]
 Role = Literal[
     "token_ids",
     "padding_mask",
     "segment_ids",
     "positions",
+    "source_ids",
+    "source_mask",
+    "frames",
     "features",
     "logits",
     "probabilities",
@@ -114,16 +121,25 @@ class Signature:
         inputs: In the order of the file, without the cache.
         outputs: In the order of the file, without the cache.
         kind: ``run``: one call is the whole answer; ``prefill``: fills the cache, gives nothing else; ``decode``: fills it,
-            and gives the scores of the token after the last one; ``verify``: gives those after each of its tokens.
-        cache: Of a language model.
+            and gives the scores of the token after the last one; ``verify``: gives those after each of its tokens; ``encode``:
+            reads a source, and gives what the decoder attends to.
+        cache: Of a model that generates.
+        source: Of an encoder-decoder, the keys and values of the source: `encode` gives them under the names of ``outputs``,
+            the others take them under those of ``inputs``.
+        rows: Sequences that go on side by side, such as beams, in a file of fixed shapes; all read the same source. None where
+            that is free.
+        file: The file of the artifact that has it, relative to the bundle; None: `Artifact.file`.
     """
 
     name: str
     sequence_length: int | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    kind: Literal["run", "prefill", "decode", "verify"] = "run"
+    kind: Literal["run", "prefill", "decode", "verify", "encode"] = "run"
     cache: CacheRecord | None = None
+    source: CacheRecord | None = None
+    rows: int | None = 1
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -372,6 +388,54 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True)
+class AudioRecord:
+    """Log-mel frames as Whisper takes them (Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 2.2).
+
+    Attributes:
+        sampling_rate: Samples a second, mono.
+        window: Samples of a frame's Fourier transform, under a periodic Hann window.
+        hop: Samples from one frame to the next.
+        bands: Mel bands, on Slaney's scale.
+        seconds: Length that every input is cut or padded to.
+    """
+
+    sampling_rate: int
+    window: int
+    hop: int
+    bands: int
+    seconds: int
+
+
+@dataclass(frozen=True)
+class TranslationRecord:
+    """How an encoder-decoder is driven.
+
+    Attributes:
+        source_length: The most source tokens, with prefix and suffix; of audio, the most frames.
+        target_length: The most positions of an answer, with its prefix.
+        vocabulary_size: Scores of a step.
+        source_prefix: Tokens before those of the source's text, such as a start or a language.
+        source_suffix: Tokens after it.
+        target_prefix: What the decoder starts with: at least one token.
+        stop_ids: Tokens that end an answer.
+        padding_id: Fills up a source that is shorter than its signature, hidden from attention.
+        suppressed_ids: Tokens that never stand in an answer.
+        audio: Of a model that hears: how its frames are made; None where it reads text.
+    """
+
+    source_length: int
+    target_length: int
+    vocabulary_size: int
+    source_prefix: tuple[int, ...]
+    source_suffix: tuple[int, ...]
+    target_prefix: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    padding_id: int = 0
+    suppressed_ids: tuple[int, ...] = ()
+    audio: AudioRecord | None = None
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """Size and SHA-256 (hex) of one file."""
 
@@ -393,6 +457,7 @@ class Manifest:
         files: Every file of the bundle but the manifest itself.
         tool_versions: Packages that made it.
         generation: Where the task is ``generate``.
+        translation: Where the task is ``translate`` or ``transcribe``.
         compression: What made the model smaller before its weights were stored, in order.
         calibration: What the weights and ranges were fitted on, where something was.
     """
@@ -415,6 +480,7 @@ class Manifest:
     generation: GenerationRecord | None = None
     compression: tuple[CompressionStep, ...] = ()
     calibration: CalibrationRecord | None = None
+    translation: TranslationRecord | None = None
 
     def to_json(self) -> str:
         """Return the manifest as it stands in ``manifest.json``."""

@@ -10,12 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, Rotary, TransformerSpec
+from edgelm_converters.spec import (
+    Activation,
+    Attention,
+    AudioFrontEnd,
+    Embeddings,
+    FeedForward,
+    Layer,
+    Linear,
+    Norm,
+    RelativeBias,
+    Rotary,
+    Source,
+    Stack,
+    TransformerSpec,
+)
 from numpy.typing import NDArray
 
 __all__ = ["forward"]
 
 Float64 = NDArray[np.float64]
+Visible = NDArray[np.bool_]
 
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -23,15 +38,17 @@ _ERF = np.vectorize(math.erf, otypes=[np.float64])
 def forward(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64:
     """Return the model's output for int inputs ``(B, n)`` by name.
 
-    ``(B, C)``, or ``(B, n, C)`` without pooling; of a language model ``(B, n, V)``: the scores of each next token.
+    ``(B, C)``, or ``(B, n, C)`` without pooling; of a language model or an encoder-decoder ``(B, n, V)``: the scores of each
+    next token.
     """
     tokens = inputs[spec.token_input]
-    real = _real_tokens(spec, inputs)
-    x = _embed(spec, inputs)
+    real = _real_tokens(tokens, spec.mask, spec.mask_input, inputs)
+    x = _embed(spec.embeddings, tokens, inputs, spec.segment_input)
     visible = np.broadcast_to(real[:, None, None, :], (len(tokens), 1, tokens.shape[1], tokens.shape[1]))
-    for stack in (spec.encoder, spec.decoder):
+    source = None if spec.source is None else _encode(spec, spec.source, inputs)
+    for stack in (Stack(()) if source is not None else spec.encoder, spec.decoder):
         for layer in stack.layers:
-            x = _layer(layer, x, visible)
+            x = _layer(layer, x, visible, source)
         if stack.final_norm is not None:
             x = _norm(stack.final_norm, x)
     if spec.head.tokens is not None:
@@ -47,56 +64,113 @@ def forward(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float6
     return _activate("sigmoid", x) if spec.head.output == "sigmoid" else x
 
 
-def _real_tokens(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    tokens = inputs[spec.token_input]
-    if spec.mask == "input":
-        assert spec.mask_input is not None
-        return inputs[spec.mask_input] != 0
-    return tokens != 0 if spec.mask == "nonzero" else np.ones(tokens.shape, np.bool_)
+def _encode(spec: TransformerSpec, source: Source, inputs: Mapping[str, NDArray[Any]]) -> tuple[Float64, Visible]:
+    """Return the encoder's output ``(B, S, D)``, and which of it the decoder sees, ``(B, 1, 1, S)``."""
+    if source.audio is not None:
+        x = _hear(source.audio, inputs[source.input])
+        real = np.ones(x.shape[:2], np.bool_)
+    else:
+        assert source.embeddings is not None
+        tokens = inputs[source.input]
+        real = _real_tokens(tokens, source.mask, source.mask_input, inputs)
+        x = _embed(source.embeddings, tokens, inputs, None)
+    visible = np.broadcast_to(real[:, None, None, :], (len(x), 1, x.shape[1], x.shape[1]))
+    for layer in spec.encoder.layers:
+        x = _layer(layer, x, visible, None)
+    x = x if spec.encoder.final_norm is None else _norm(spec.encoder.final_norm, x)
+    return x, real[:, None, None, :]
 
 
-def _embed(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> Float64:
-    parts = spec.embeddings
-    tokens = inputs[spec.token_input]
+def _hear(audio: AudioFrontEnd, frames: NDArray[Any]) -> Float64:
+    x = frames.astype(np.float64)
+    for kernel, bias, stride in zip(audio.kernels, audio.biases, (1, 2), strict=True):
+        padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+        places = np.arange(0, x.shape[1], stride)
+        x = sum((padded[:, places + tap] @ kernel[tap].astype(np.float64) for tap in range(3)), np.zeros(())) + bias
+        x = _activate("gelu", x)
+    return x + audio.position[: x.shape[1]]
+
+
+def _real_tokens(
+    tokens: NDArray[Any], mask: str, mask_input: str | None, inputs: Mapping[str, NDArray[Any]]
+) -> NDArray[np.bool_]:
+    if mask == "input":
+        assert mask_input is not None
+        return inputs[mask_input] != 0
+    return tokens != 0 if mask == "nonzero" else np.ones(tokens.shape, np.bool_)
+
+
+def _embed(
+    parts: Embeddings, tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]], segment_input: str | None
+) -> Float64:
     x = parts.token[tokens].astype(np.float64) * parts.token_scale
     if parts.position is not None:
         x = x + parts.position[: tokens.shape[1]]
     if parts.segment is not None:
-        assert spec.segment_input is not None
-        x = x + parts.segment[inputs[spec.segment_input]]
+        assert segment_input is not None
+        x = x + parts.segment[inputs[segment_input]]
     if parts.norm is not None:
         x = _norm(parts.norm, x)
     return _linear(parts.projection, x) if parts.projection is not None else x
 
 
-def _layer(layer: Layer, x: Float64, visible: NDArray[np.bool_]) -> Float64:
+def _layer(layer: Layer, x: Float64, visible: Visible, source: tuple[Float64, Visible] | None) -> Float64:
     if layer.norm_placement == "pre":
-        mixed = _attention(layer.attention, _norm(layer.attention_norm, x), visible)
+        seen = _norm(layer.attention_norm, x)
+        mixed = _attention(layer.attention, seen, seen, visible)
         x = x + (mixed if layer.attention_post_norm is None else _norm(layer.attention_post_norm, mixed))
+        if layer.cross_attention is not None:
+            assert layer.cross_attention_norm is not None
+            assert source is not None
+            x = x + _attention(layer.cross_attention, _norm(layer.cross_attention_norm, x), *source)
         added = _feed_forward(layer.feed_forward, _norm(layer.feed_forward_norm, x))
         return x + (added if layer.feed_forward_post_norm is None else _norm(layer.feed_forward_post_norm, added))
-    x = _norm(layer.attention_norm, x + _attention(layer.attention, x, visible))
+    x = _norm(layer.attention_norm, x + _attention(layer.attention, x, x, visible))
+    if layer.cross_attention is not None:
+        assert layer.cross_attention_norm is not None
+        assert source is not None
+        x = _norm(layer.cross_attention_norm, x + _attention(layer.cross_attention, x, *source))
     return _norm(layer.feed_forward_norm, x + _feed_forward(layer.feed_forward, x))
 
 
-def _attention(attention: Attention, x: Float64, visible: NDArray[np.bool_]) -> Float64:
+def _attention(attention: Attention, x: Float64, of: Float64, visible: Visible) -> Float64:
+    """Attend from ``(B, n, D)`` to ``(B, m, D)``; `visible` is ``(B, 1, n or 1, m)``."""
     query = _heads(_linear(attention.query, x), attention.heads)
     repeats = attention.heads // attention.kv_heads
-    key = _heads(_linear(attention.key, x), attention.kv_heads)
+    key = _heads(_linear(attention.key, of), attention.kv_heads)
     query = query if attention.query_norm is None else _norm(attention.query_norm, query)
     key = key if attention.key_norm is None else _norm(attention.key_norm, key)
     if attention.rotary is not None:
         query, key = _rotate(attention.rotary, query), _rotate(attention.rotary, key)
     key = key.repeat(repeats, axis=1)
-    value = _heads(_linear(attention.value, x), attention.kv_heads).repeat(repeats, axis=1)
+    value = _heads(_linear(attention.value, of), attention.kv_heads).repeat(repeats, axis=1)
     if attention.causal:
         visible = visible & np.tri(x.shape[1], dtype=np.bool_)
     if attention.window is not None:
         visible = visible & ~np.tri(x.shape[1], k=-attention.window, dtype=np.bool_)
     scores = _cap(attention.soft_cap, attention.scale * query @ key.swapaxes(-1, -2))
+    if attention.relative is not None:
+        scores = scores + _relative(attention.relative, x.shape[1])
     scores = np.where(visible, scores, -1e30)
     mixed = (_softmax(scores) @ value).swapaxes(1, 2)
     return _linear(attention.output, mixed.reshape(*x.shape[:2], -1))
+
+
+def _relative(bias: RelativeBias, count: int) -> Float64:
+    """Return ``(H, n, n)``: the bias of each distance, bucket by bucket in plain Python."""
+
+    def bucket(distance: int) -> int:
+        buckets = len(bias.table) // 2 if bias.bidirectional else len(bias.table)
+        first = buckets if bias.bidirectional and distance > 0 else 0
+        away = abs(distance) if bias.bidirectional else max(-distance, 0)
+        exact = buckets // 2
+        if away < exact:
+            return first + away
+        share = np.log(np.float32(away) / np.float32(exact)) / np.float32(math.log(bias.max_distance / exact))
+        return first + min(exact + int(share * np.float32(buckets - exact)), buckets - 1)
+
+    found = np.array([[bucket(key - query) for key in range(count)] for query in range(count)])
+    return bias.table[found].transpose(2, 0, 1).astype(np.float64)
 
 
 def _rotate(rotary: Rotary, x: Float64) -> Float64:

@@ -9,6 +9,7 @@ import numpy as np
 from edgelm_converters.spec import (
     Activation,
     Attention,
+    AudioFrontEnd,
     Embeddings,
     FeedForward,
     Head,
@@ -17,14 +18,16 @@ from edgelm_converters.spec import (
     Linear,
     Norm,
     Output,
+    RelativeBias,
     Rotary,
+    Source,
     Stack,
     TokenHead,
     TransformerSpec,
 )
 from numpy.typing import NDArray
 
-__all__ = ["random_decoder", "random_inputs", "random_spec"]
+__all__ = ["random_decoder", "random_inputs", "random_pair", "random_seq2seq", "random_spec"]
 
 
 class _Draw:
@@ -224,6 +227,125 @@ def random_decoder(
         output_name="logits",
         max_length=max_length,
     )
+
+
+def random_seq2seq(
+    *,
+    layers: int = 2,
+    encoder_layers: int = 2,
+    width: int = 32,
+    heads: int = 4,
+    head_dim: int | None = None,
+    feed_forward: int = 48,
+    vocabulary: int = 96,
+    source_vocabulary: int | None = None,
+    source_length: int = 32,
+    target_length: int = 24,
+    positions: bool = True,
+    relative: bool = False,
+    embedding_norm: bool = False,
+    token_scale: float = 1.0,
+    norm: str = "layer",
+    norm_placement: str = "post",
+    final_norm: bool = False,
+    activation: Activation = "relu",
+    gated: bool = False,
+    biases: bool = True,
+    source_mask: str = "nonzero",
+    bands: int | None = None,
+    tied: bool = False,
+    head_bias: bool = True,
+    seed: int = 0,
+) -> TransformerSpec:
+    """Return an encoder-decoder's spec with random float32 weights.
+
+    Args:
+        layers: Of the decoder.
+        source_vocabulary: Of source embeddings of their own; None shares the decoder's.
+        positions: Whether both sides have a table of positions.
+        relative: Whether self-attention has T5's bias, one table a stack.
+        bands: Mel bands of an encoder that hears; None where it reads tokens.
+        tied: Whether the head scores with the decoder's embedding table.
+    """
+    shared: dict[str, Any] = dict(
+        width=width, heads=heads, head_dim=head_dim, feed_forward=feed_forward, norm=norm, norm_placement=norm_placement,
+        final_norm=final_norm, activation=activation, gated=gated, biases=biases, embedding_norm=embedding_norm,
+        token_scale=token_scale, pooling="none", head=(),
+    )  # fmt: skip
+    read = random_spec(
+        layers=encoder_layers, vocabulary=source_vocabulary or vocabulary, mask=source_mask, seed=seed,
+        positions=source_length if positions else None, **shared,
+    )  # fmt: skip
+    base = random_spec(
+        layers=layers, vocabulary=vocabulary, mask="none", causal=True, seed=seed + 1,
+        positions=target_length if positions else None, **shared,
+    )  # fmt: skip
+    draw = _Draw(seed + 2)
+
+    def biased(stack: Stack, *, bidirectional: bool) -> tuple[Layer, ...]:
+        if not relative:
+            return stack.layers
+        bias = RelativeBias(draw.array(8, heads, spread=0.5), 16, bidirectional)
+        return tuple(
+            dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, relative=bias))
+            for layer in stack.layers
+        )
+
+    crosses = random_spec(layers=layers, mask="none", seed=seed + 3, positions=None, **shared).encoder.layers
+    decoder = tuple(
+        dataclasses.replace(layer, cross_attention=cross.attention, cross_attention_norm=cross.attention_norm)
+        for layer, cross in zip(biased(base.encoder, bidirectional=False), crosses, strict=True)
+    )
+    embeddings = read.embeddings
+    if source_vocabulary is None:
+        embeddings = dataclasses.replace(embeddings, token=base.embeddings.token)
+    audio = None
+    if bands is not None:
+        audio = AudioFrontEnd(
+            ("conv_1", "conv_2"),
+            (draw.array(3, bands, width, spread=bands**-0.5), draw.array(3, width, width, spread=width**-0.5)),
+            (draw.array(width, spread=0.1), draw.array(width, spread=0.1)),
+            draw.array(source_length // 2, width, spread=0.5),
+        )
+    table = base.embeddings.token if tied else draw.array(vocabulary, width, spread=width**-0.5)
+    head = TokenHead("head", table, draw.array(vocabulary, spread=0.1) if head_bias else None)
+    return dataclasses.replace(
+        base,
+        name="translator",
+        encoder=Stack(biased(read.encoder, bidirectional=True), read.encoder.final_norm),
+        decoder=Stack(decoder, base.encoder.final_norm),
+        head=Head("none", (), "logits", tokens=head),
+        token_input="decoder_ids",
+        output_name="logits",
+        max_length=target_length,
+        source=Source(
+            embeddings=None if audio is not None else embeddings,
+            audio=audio,
+            mask="none" if audio is not None else source_mask,  # type: ignore[arg-type]
+            input="frames" if audio is not None else "source_ids",
+            mask_input="source_mask" if audio is None and source_mask == "input" else None,
+            max_length=source_length,
+        ),
+    )
+
+
+def random_pair(
+    spec: TransformerSpec, source: int, target: int, *, real: int | None = None, seed: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Return a valid source of `source` tokens (or frames), of which `real` are no padding, and `target` ids, one row each."""
+    assert spec.source is not None
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(1, spec.vocabulary_size, (1, target)).astype(np.int32)
+    if spec.source.audio is not None:
+        frames = generator.standard_normal((1, source, spec.source.audio.kernels[0].shape[1])).astype(np.float32)
+        return {spec.source.input: frames, spec.token_input: targets}
+    assert spec.source.embeddings is not None
+    ids = generator.integers(1, len(spec.source.embeddings.token), (1, source)).astype(np.int32)
+    ids[0, source if real is None else real :] = 0
+    inputs = {spec.source.input: ids, spec.token_input: targets}
+    if spec.source.mask_input is not None:
+        inputs[spec.source.mask_input] = (np.arange(source) < (real or source)).astype(np.int32)[None]
+    return inputs
 
 
 def _frequencies(width: int, base: float) -> NDArray[np.float32]:

@@ -131,7 +131,7 @@ class TestFolder:
 
     def test_newer_schema(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda data: data.update(schema_version=99))
-        with pytest.raises(BundleError, match="schema version 99, and this edgelm reads up to 3"):
+        with pytest.raises(BundleError, match="schema version 99, and this edgelm reads up to 4"):
             open_bundle(bundle)
 
     @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]", b"{", b"[" * 100_000, b'{"format": "other"}'])

@@ -35,4 +35,4 @@ def test_manifests_follow_it(tool: ModuleType, tmp_path: Path) -> None:
         manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
         validator.validate(manifest)
         assert not validator.is_valid({**manifest, "surprise": 1})
-        assert not validator.is_valid({**manifest, "schema_version": 4})
+        assert not validator.is_valid({**manifest, "schema_version": 5})
