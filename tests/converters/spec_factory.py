@@ -267,11 +267,11 @@ def random_seq2seq(
         bands: Mel bands of an encoder that hears; None where it reads tokens.
         tied: Whether the head scores with the decoder's embedding table.
     """
-    shared: dict[str, Any] = dict(
-        width=width, heads=heads, head_dim=head_dim, feed_forward=feed_forward, norm=norm, norm_placement=norm_placement,
-        final_norm=final_norm, activation=activation, gated=gated, biases=biases, embedding_norm=embedding_norm,
-        token_scale=token_scale, pooling="none", head=(),
-    )  # fmt: skip
+    shared: dict[str, Any] = {
+        "width": width, "heads": heads, "head_dim": head_dim, "feed_forward": feed_forward, "norm": norm,
+        "norm_placement": norm_placement, "final_norm": final_norm, "activation": activation, "gated": gated,
+        "biases": biases, "embedding_norm": embedding_norm, "token_scale": token_scale, "pooling": "none", "head": (),
+    }  # fmt: skip
     read = random_spec(
         layers=encoder_layers, vocabulary=source_vocabulary or vocabulary, mask=source_mask, seed=seed,
         positions=source_length if positions else None, **shared,
