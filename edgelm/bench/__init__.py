@@ -7,36 +7,45 @@ A `Run` is the record of one bundle in one runtime; `edgelm.report` makes a page
 """
 
 from edgelm.bench import log
+from edgelm.bench.context import BundleFacts, Conditions, ProfileFacts
+from edgelm.bench.findings import (
+    Background,
+    Checkpoint,
+    Comparison,
+    RealTime,
+    Spread,
+    StoredSamples,
+    Sustained,
+    TimelinePoint,
+)
 from edgelm.bench.generation import benchmark_generation
 from edgelm.bench.generation_run import GenerationRun
 from edgelm.bench.measure import benchmark
-from edgelm.bench.run import (
-    FORMAT,
-    SCHEMA_VERSION,
-    Bucket,
-    BundleFacts,
-    Conditions,
-    Energy,
-    ProfileFacts,
-    Results,
-    Run,
-    Samples,
-    Settings,
-)
+from edgelm.bench.run import FORMAT, SCHEMA_VERSION, Bucket, Results, Run, Samples, Settings
+from edgelm.meters.record import EnergyRecord, EnergyWindow
 
 __all__ = [
     "FORMAT",
     "SCHEMA_VERSION",
+    "Background",
     "Bucket",
     "BundleFacts",
+    "Checkpoint",
+    "Comparison",
     "Conditions",
-    "Energy",
+    "EnergyRecord",
+    "EnergyWindow",
     "GenerationRun",
     "ProfileFacts",
+    "RealTime",
     "Results",
     "Run",
     "Samples",
     "Settings",
+    "Spread",
+    "StoredSamples",
+    "Sustained",
+    "TimelinePoint",
     "benchmark",
     "benchmark_generation",
     "log",

@@ -7,7 +7,7 @@ import hashlib
 from edgelm_device_profiles import Detection, DeviceProfile
 from edgelm_runtimes.machine import MachineFacts, package_versions
 
-from edgelm.bench.run import BundleFacts, ProfileFacts
+from edgelm.bench.context import BundleFacts, ProfileFacts
 from edgelm.bundle import Artifact, Bundle
 from edgelm.bundle.checks import MANIFEST
 

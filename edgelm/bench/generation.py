@@ -19,6 +19,7 @@ from statistics import median
 import edgelm_device_profiles as device_profiles
 from edgelm_runtimes.machine import MachineFacts, machine_facts
 
+from edgelm.bench.context import Conditions, ProfileFacts
 from edgelm.bench.facts import bundle_facts, installed_versions, profile_facts
 from edgelm.bench.generation_run import (
     GENERATION_FORMAT,
@@ -30,15 +31,13 @@ from edgelm.bench.generation_run import (
 )
 from edgelm.bench.generation_worker import Generate, Generated, Opened, OpenModel
 from edgelm.bench.measure import Progress
-from edgelm.bench.run import Energy, ProfileFacts
 from edgelm.bench.statistics import percentile, percentile_if_enough
 from edgelm.bench.target import ProcessTarget
 from edgelm.bundle import Bundle, open_bundle
 from edgelm.errors import InputError
+from edgelm.meters.record import not_measured
 
 __all__ = ["benchmark_generation"]
-
-_NO_ENERGY = Energy(energy_j=None, method="not measured", scope=None, reason="no sensor is read by this version")
 
 
 @dataclass
@@ -183,26 +182,39 @@ def _run(
         prefill_s=tuple(told.prefill_s for told in done), decode_s=tuple(told.decode_s for told in done)
     )
     settings = GenerationSettings(
+        mode="quick",
         threads=asked.threads,
         prefill_tokens=asked.prefill_tokens,
         decode_tokens=asked.decode_tokens,
         depth=depth,
         repetitions=asked.repetitions,
         alternated_with=lanes * len(asked.depths) - 1,
+        order_seed=None,
+        resumed=0,
     )
     return GenerationRun(
         format=GENERATION_FORMAT,
         schema_version=GENERATION_SCHEMA_VERSION,
         id=secrets.token_hex(8),
         started=started,
+        session=started,
         evidence="executed" if machine.emulated_on else "measured",
+        evidence_reason="of the kernel's architecture",
+        stopped=None,
         bundle=bundle_facts(lane.bundle, artifact),
         runtime=opened.facts,
         machine=machine,
         profile=profile,
+        before=Conditions.of(machine),
+        after=None,
         settings=settings,
         results=_results(samples, settings, opened, done[-1].peak_memory_bytes),
-        energy=_NO_ENERGY,
+        energy=not_measured("no meter was asked for"),
+        modelled_energy=None,
+        background=None,
+        timeline=(),
+        sustained=None,
+        comparisons=(),
         packages=installed_versions(),
         samples=samples,
     )

@@ -6,22 +6,32 @@ in nanoseconds, as llama-bench writes them.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any
 
 import dacite
 from edgelm_runtimes.machine import MachineFacts
 from edgelm_runtimes.program import ProgramFacts
 
-from edgelm.bench.run import BundleFacts, Energy, ProfileFacts, parse_json
+from edgelm.bench.context import BundleFacts, Conditions, ProfileFacts
+from edgelm.bench.findings import Background, Comparison, Evidence, Mode, StoredSamples, Sustained, TimelinePoint
+from edgelm.bench.run import STRICT, check_version, parse_json, to_line
+from edgelm.bench.upgrade import upgrade_generation_run
 from edgelm.errors import InputError
+from edgelm.meters.record import EnergyRecord
 
-__all__ = ["GENERATION_FORMAT", "GenerationResults", "GenerationRun", "GenerationSamples", "GenerationSettings"]
+__all__ = [
+    "GENERATION_FORMAT",
+    "GENERATION_SCHEMA_VERSION",
+    "GenerationResults",
+    "GenerationRun",
+    "GenerationSamples",
+    "GenerationSettings",
+]
 
 GENERATION_FORMAT = "edgelm-generation-run"
-GENERATION_SCHEMA_VERSION = 1
+GENERATION_SCHEMA_VERSION = 2
 
 _NANOSECONDS = 1e9
 
@@ -31,20 +41,26 @@ class GenerationSettings:
     """What was asked of the model in each repetition.
 
     Attributes:
+        mode: As of `edgelm.bench.Settings`; ``mlperf`` and ``realtime`` are for other models.
         threads: As asked for; None left it to edgelm.
         prefill_tokens: Tokens of the prompt, drawn at random.
         decode_tokens: Tokens that were then written, each the likeliest after the last; nothing ends an answer early.
         depth: Positions that the cache held before the prompt.
         repetitions: Of all that.
         alternated_with: Other bundles, runtimes or depths that were measured in turn with this one.
+        order_seed: Of the order of the turns; None where an earlier edgelm did not keep it.
+        resumed: How often it was stopped and taken up again.
     """
 
+    mode: Mode
     threads: int | None
     prefill_tokens: int
     decode_tokens: int
     depth: int
     repetitions: int
     alternated_with: int
+    order_seed: int | None
+    resumed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +70,14 @@ class GenerationSamples:
     Attributes:
         prefill_s: From the prompt's ids to the scores of the first new token.
         decode_s: Of each repetition, the times of the tokens after the first, one by one: scores, choice and the next step.
+        block: Of each repetition, the round of turns that it was measured in, from 0.
+        at_s: Of each repetition, when it began, since the measurement began.
     """
 
     prefill_s: tuple[float, ...]
     decode_s: tuple[tuple[float, ...], ...]
+    block: tuple[int, ...] | None = None
+    at_s: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +114,25 @@ class GenerationRun:
         format: ``edgelm-generation-run``.
         schema_version: Of this record.
         id: 16 random hexadecimal digits.
+        session: As of `edgelm.bench.Run`.
         started: ISO 8601, UTC.
         evidence: As of `edgelm.bench.Run`.
+        evidence_reason: How that is known.
+        stopped: Why it ended before the repetitions or the time that were asked for; None where it did not.
         bundle: What was measured.
         runtime: What ran it.
         machine: The machine and its state before.
         profile: The device that the numbers are wanted for; None where none was named and none fits.
+        before: The machine's state before; None where an earlier edgelm did not keep it.
+        after: The machine's state after; likewise.
         settings: How it was measured.
         results: What came out.
-        energy: Of one token.
+        energy: As a sensor saw it; an "inference" of it is a repetition, a prompt with its answer.
+        modelled_energy: As of `edgelm.bench.Run`.
+        background: As of `edgelm.bench.Run`.
+        timeline: As of `edgelm.bench.Run`.
+        sustained: As of `edgelm.bench.Run`.
+        comparisons: As of `edgelm.bench.Run`, with runs of the same depth.
         packages: Versions of edgelm and of what it stands on.
         samples: Every repetition.
     """
@@ -110,15 +140,25 @@ class GenerationRun:
     format: str
     schema_version: int
     id: str
+    session: str
     started: str
-    evidence: Literal["measured", "executed"]
+    evidence: Evidence
+    evidence_reason: str
+    stopped: str | None
     bundle: BundleFacts
     runtime: ProgramFacts
     machine: MachineFacts
     profile: ProfileFacts | None
+    before: Conditions | None
+    after: Conditions | None
     settings: GenerationSettings
     results: GenerationResults
-    energy: Energy
+    energy: EnergyRecord
+    modelled_energy: EnergyRecord | None
+    background: Background | None
+    timeline: tuple[TimelinePoint, ...]
+    sustained: Sustained | None
+    comparisons: tuple[Comparison, ...]
     packages: dict[str, str]
     samples: GenerationSamples
 
@@ -126,9 +166,18 @@ class GenerationRun:
         """Return the run as JSON-able values."""
         return asdict(self)
 
-    def to_json(self) -> str:
-        """Return the run as one line of JSON, without a line end."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    @property
+    def interrupted(self) -> bool:
+        """Whether it ended before the repetitions or the time that were asked for."""
+        return self.stopped is not None
+
+    def to_json(self, stored: StoredSamples | None = None) -> str:
+        """Return the run as one line of JSON, without a line end.
+
+        Args:
+            stored: Where the samples are, for a line that does not hold them.
+        """
+        return to_line(self, stored)
 
     @classmethod
     def from_json(cls, text: str) -> GenerationRun:
@@ -137,18 +186,24 @@ class GenerationRun:
         Raises:
             InputError: It is no such run, or of a newer edgelm.
         """
-        data = parse_json(text)
+        return cls.from_dict(parse_json(text))
+
+    @classmethod
+    def from_dict(cls, data: object) -> GenerationRun:
+        """Read a run from the values of its JSON, strictly.
+
+        Raises:
+            InputError: It is no such run, or of a newer edgelm.
+        """
         if not isinstance(data, dict) or data.get("format") != GENERATION_FORMAT:
             raise InputError("This is no run of a language model: its format is another one.")
-        if data.get("schema_version") != GENERATION_SCHEMA_VERSION:
-            raise InputError(
-                f"The run has schema version {data.get('schema_version')!r}, and this edgelm reads "
-                f"{GENERATION_SCHEMA_VERSION}. Update edgelm."
-            )
+        version = check_version(data, GENERATION_SCHEMA_VERSION)
         try:
-            return dacite.from_dict(cls, data, dacite.Config(strict=True, cast=[tuple]))
-        except (dacite.DaciteError, TypeError, ValueError) as error:
-            raise InputError(f"The run does not follow its schema ({error}).") from error
+            return dacite.from_dict(cls, upgrade_generation_run(data) if version == 1 else data, STRICT)
+        except (dacite.DaciteError, TypeError, ValueError, RecursionError) as error:
+            # dacite repeats the whole value, which may be a hundred thousand tokens.
+            reason = str(error)[:200]
+            raise InputError(f"The run does not follow its schema ({reason}): the file is damaged.") from error
 
     def llama_bench_rows(self) -> list[dict[str, Any]]:
         """Return two rows as llama-bench writes them with ``-o json``: the prompt's, and the answer's.

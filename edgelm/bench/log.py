@@ -1,38 +1,62 @@
-"""Files of runs: one run, a list of runs (``.json``), or a log with one run a line (``.jsonl``)."""
+"""Files of runs: one run, a list of runs (``.json``), or a log with one run a line (``.jsonl``).
+
+A log only grows. Its lines hold everything but the samples, which are beside it (`edgelm.bench.store`); logs of an earlier
+edgelm, with the samples in their lines, are read as well. ``.json`` files hold the samples themselves.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import dacite
+
+from edgelm.bench.findings import StoredSamples
 from edgelm.bench.generation_run import GENERATION_FORMAT, GenerationRun
 from edgelm.bench.output import write_text
-from edgelm.bench.run import Run, parse_json
+from edgelm.bench.run import STRICT, Run, parse_json
+from edgelm.bench.store import read_samples, write_samples
 from edgelm.errors import InputError, OutputError
 
-__all__ = ["append", "read", "write"]
+__all__ = ["AnyRun", "append", "default_log", "heads", "read", "read_all", "write"]
 
 Warn = Callable[[str], None]
+AnyRun = Run | GenerationRun
+
+# What begins the last value of a line. A quote inside of a text is escaped, so no text holds this.
+_SAMPLES = b',"samples":{'
 
 
-def append(run: Run, path: Path | str) -> None:
-    """Add a run to a log, made if it is not there.
+def default_log() -> Path:
+    """Return where the runs of a user are: ``$XDG_DATA_HOME/edgelm/runs.jsonl``, by default below ``~/.local/share``.
+
+    https://specifications.freedesktop.org/basedir-spec/latest/ : a path that is not absolute counts as none.
+    """
+    named = Path(os.environ.get("XDG_DATA_HOME", ""))
+    base = named if named.is_absolute() else Path.home() / ".local" / "share"
+    return base / "edgelm" / "runs.jsonl"
+
+
+def append(run: AnyRun, path: Path | str) -> None:
+    """Add a run to a log, made if it is not there; its samples go into a file beside it first.
 
     The line goes out in one write to a file opened for appending, so that several benchmarks can share a log. A line
     that was cut off before is closed first, and stays on its own.
 
     Raises:
-        OutputError: The log cannot be written.
+        OutputError: The log or the samples cannot be written.
     """
     path = Path(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            stored = write_samples(run, path)
             size = os.fstat(descriptor).st_size
             cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            line = (b"\n" if cut_off else b"") + run.to_json().encode() + b"\n"
+            line = (b"\n" if cut_off else b"") + run.to_json(stored).encode() + b"\n"
             written = os.write(descriptor, line)
             os.fsync(descriptor)
         finally:
@@ -45,7 +69,7 @@ def append(run: Run, path: Path | str) -> None:
         )
 
 
-def write(runs: Sequence[Run | GenerationRun], path: Path | str, *, force: bool = False) -> None:
+def write(runs: Sequence[AnyRun], path: Path | str, *, force: bool = False) -> None:
     """Write runs to a file: ``.jsonl`` a line each, otherwise JSON: the run itself if it is one, or a list.
 
     Raises:
@@ -63,9 +87,33 @@ def write(runs: Sequence[Run | GenerationRun], path: Path | str, *, force: bool 
 
 
 def read(paths: Iterable[Path | str], *, warn: Warn | None = None) -> list[Run]:
+    """Read the runs of several files, in order, without those of language models; one that is in two files comes once.
+
+    Args:
+        paths: ``.json`` and ``.jsonl`` files.
+        warn: Takes a sentence on each thing left out; None issues a Python warning.
+
+    Raises:
+        InputError: As `read_all`; or there are only language models.
+    """
+    paths = list(paths)
+    tell = warn or _warn
+    found = read_all(paths, warn=tell)
+    runs = [run for run in found if isinstance(run, Run)]
+    if found and not runs:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: there are only runs of language models, and others are wanted."
+        )
+    if len(runs) < len(found):
+        tell(f"{len(found) - len(runs)} runs of language models are left out.")
+    return runs
+
+
+def read_all(paths: Iterable[Path | str], *, warn: Warn | None = None) -> list[AnyRun]:
     """Read the runs of several files, in order; a run that is in two of them comes once.
 
-    A line of a log that is not JSON, as when power failed while it was written, is reported and left out.
+    A line of a log that is not JSON, as when power failed while it was written, or whose samples are not there any more, is
+    reported and left out.
 
     Args:
         paths: ``.json`` and ``.jsonl`` files.
@@ -75,14 +123,42 @@ def read(paths: Iterable[Path | str], *, warn: Warn | None = None) -> list[Run]:
         InputError: A file is missing, holds no run, or one that is foreign, damaged or of a newer schema.
     """
     tell = warn or _warn
-    runs: dict[str, Run] = {}
+    runs: dict[str, AnyRun] = {}
     for path in map(Path, paths):
         for run in _read_file(path, tell):
             runs.setdefault(run.id, run)
     return list(runs.values())
 
 
-def _read_file(path: Path, warn: Warn) -> list[Run]:
+def heads(path: Path | str, *, warn: Warn | None = None) -> Iterator[dict[str, Any]]:
+    """Give the runs of a log one by one as values, without their samples: all that a list of them needs.
+
+    Nothing but the format of a line is checked. Ten thousand take half a second.
+
+    Raises:
+        InputError: The log cannot be read.
+    """
+    path, tell = Path(path), warn or _warn
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                cut = line.rfind(_SAMPLES)
+                try:
+                    data = parse_json(line if cut < 0 else line[:cut] + b"}")
+                except InputError:
+                    data = None
+                whole = line.rstrip().endswith(b"}")
+                if whole and isinstance(data, dict) and isinstance(data.get("id"), str):
+                    yield data
+                else:
+                    tell(f"{path}, line {number} is cut off or no run, and is left out.")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _read_file(path: Path, warn: Warn) -> list[AnyRun]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -93,18 +169,15 @@ def _read_file(path: Path, warn: Warn) -> list[Run]:
     return runs
 
 
-def _parse_file(content: bytes, path: Path) -> list[Run]:
+def _parse_file(content: bytes, path: Path) -> list[AnyRun]:
     try:
         data = parse_json(content)
-        items = data if isinstance(data, list) else [data]
-        if any(isinstance(item, dict) and item.get("format") == GENERATION_FORMAT for item in items):
-            raise InputError("it holds runs of language models, which reports do not show yet. Read it as JSON.")
-        return [Run.from_dict(item) for item in items]
+        return [_of_values(item) for item in (data if isinstance(data, list) else [data])]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _parse_log(content: bytes, path: Path, warn: Warn) -> list[Run]:
+def _parse_log(content: bytes, path: Path, warn: Warn) -> list[AnyRun]:
     runs = []
     # As bytes: a line may be cut in the middle of a character, and only "\n" ends one (a string may hold U+2028).
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -116,10 +189,37 @@ def _parse_log(content: bytes, path: Path, warn: Warn) -> list[Run]:
             warn(f"{path}, line {number} is cut off or not JSON, and is left out.")
             continue
         try:
-            runs.append(Run.from_dict(data))
+            filled = _with_samples(data, path)
+        except InputError as error:
+            warn(f"{path}, line {number} is left out: {error}")
+            continue
+        try:
+            runs.append(_of_values(filled))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
     return runs
+
+
+def _with_samples(data: Any, log: Path) -> Any:
+    """Return the values of a line with its samples, wherever they are.
+
+    Raises:
+        InputError: They are elsewhere, and cannot be read.
+    """
+    samples = data.get("samples") if isinstance(data, dict) else None
+    if not isinstance(samples, dict) or "file" not in samples:
+        return data
+    try:
+        stored = dacite.from_dict(StoredSamples, samples, STRICT)
+    except dacite.DaciteError as error:
+        raise InputError(f"it does not say where its samples are ({error}).") from error
+    return {**data, "samples": read_samples(stored, log, generation=data.get("format") == GENERATION_FORMAT)}
+
+
+def _of_values(data: Any) -> AnyRun:
+    if isinstance(data, dict) and data.get("format") == GENERATION_FORMAT:
+        return GenerationRun.from_dict(data)
+    return Run.from_dict(data)
 
 
 def _warn(message: str) -> None:

@@ -22,13 +22,15 @@ from pathlib import Path
 import edgelm_device_profiles as device_profiles
 from edgelm_runtimes.machine import MachineFacts, machine_facts
 
+from edgelm.bench.context import Conditions, ProfileFacts
 from edgelm.bench.facts import bundle_facts, installed_versions, profile_facts
 from edgelm.bench.protocol import Load, Loaded, Measure, Measured, WarmedUp, WarmUp
-from edgelm.bench.run import FORMAT, SCHEMA_VERSION, Conditions, Energy, ProfileFacts, Run, Settings
+from edgelm.bench.run import FORMAT, SCHEMA_VERSION, Run, Settings
 from edgelm.bench.summary import join, summarise
 from edgelm.bench.target import ProcessTarget, Target
 from edgelm.bundle import Artifact, Bundle, open_bundle
 from edgelm.errors import InputError
+from edgelm.meters.record import not_measured
 
 __all__ = ["Amount", "Progress", "benchmark"]
 
@@ -41,7 +43,6 @@ _DEFAULT_S = 3.0
 _DEFAULT_QUERIES = 200
 _DEFAULT_MOST_S = 30.0
 _DEFAULT_MOST_QUERIES = 10_000
-_NO_ENERGY = Energy(energy_j=None, method="not measured", scope=None, reason="no sensor is read by this version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +159,13 @@ def benchmark(
         lanes = [_open_lane(stack, Path(path), bundle, name, threads, texts) for path, bundle, name in pairs]
         interrupted = _measure(lanes, amount, tell)
         after = Conditions.of(machine_facts())
-        asked = _Asked(started, threads, amount, deadline_s, texts is not None)
+        asked = _Asked(secrets.token_hex(8), started, threads, amount, deadline_s, texts is not None)
         return [_run(lane, asked, len(lanes) - 1, machine, after, facts, interrupted) for lane in lanes if lane.turns]
 
 
 @dataclass(frozen=True)
 class _Asked:
+    session: str
     started: str
     threads: int | None
     amount: Amount
@@ -258,8 +260,10 @@ def _run(
         schema_version=SCHEMA_VERSION,
         id=secrets.token_hex(8),
         started=asked.started,
+        session=asked.session,
         evidence="executed" if machine.emulated_on else "measured",
-        interrupted=interrupted and not asked.amount.reached(lane.queries, lane.seconds),
+        evidence_reason="of the kernel's architecture",
+        stopped="Ctrl-C" if interrupted and not asked.amount.reached(lane.queries, lane.seconds) else None,
         bundle=bundle_facts(lane.bundle, _artifact(lane.bundle, lane.loaded.artifact_file)),
         runtime=lane.loaded.facts,
         machine=machine,
@@ -267,6 +271,7 @@ def _run(
         before=Conditions.of(machine),
         after=after,
         settings=Settings(
+            mode="quick",
             threads=asked.threads,
             queries=asked.amount.queries,
             seconds=asked.amount.seconds,
@@ -277,6 +282,8 @@ def _run(
             warm_up_queries=lane.warmed_up.queries,
             warm_up_settled=lane.warmed_up.settled,
             alternated_with=others,
+            order_seed=None,
+            resumed=0,
         ),
         results=summarise(
             samples,
@@ -284,7 +291,14 @@ def _run(
             peak_memory_bytes=lane.turns[-1].peak_memory_bytes,
             deadline_s=asked.deadline_s,
         ),
-        energy=_NO_ENERGY,
+        energy=not_measured("no meter was asked for"),
+        modelled_energy=None,
+        background=None,
+        timeline=(),
+        sustained=None,
+        realtime=None,
+        mlperf=None,
+        comparisons=(),
         packages=installed_versions(),
         samples=samples,
     )

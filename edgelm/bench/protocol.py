@@ -42,6 +42,7 @@ class Loaded:
     load_s: float
     first_inference_s: float
     baseline_memory_bytes: int | None
+    overhead_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

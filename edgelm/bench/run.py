@@ -10,117 +10,49 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import dacite
-from edgelm_runtimes.machine import FrequencyPolicy, MachineFacts, ThermalZone, Throttling
+from edgelm_runtimes.machine import MachineFacts
 from edgelm_runtimes.program import ProgramFacts
 
-from edgelm.bundle import Accuracy, Parity
+from edgelm.bench.context import BundleFacts, Conditions, ProfileFacts
+from edgelm.bench.findings import (
+    Background,
+    Comparison,
+    Evidence,
+    Mode,
+    RealTime,
+    StoredSamples,
+    Sustained,
+    TimelinePoint,
+)
+from edgelm.bench.upgrade import upgrade_run
 from edgelm.errors import InputError
+from edgelm.meters.record import EnergyRecord
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "FORMAT",
     "SCHEMA_VERSION",
+    "STRICT",
     "Bucket",
-    "BundleFacts",
-    "Conditions",
-    "Energy",
-    "ProfileFacts",
     "Results",
     "Run",
     "Samples",
     "Settings",
+    "check_version",
     "parse_json",
+    "to_line",
 ]
 
 FORMAT = "edgelm-run"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _ERROR_CHARACTERS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundleFacts:
-    """What was measured: from the bundle's manifest.
-
-    Attributes:
-        name: The bundle's name.
-        manifest_sha256: SHA-256 (hex) of ``manifest.json``, which holds the SHA-256 of every other file: two runs with
-            the same one measured the same bytes.
-        task: ``classify``, ``embed`` or ``raw``.
-        recipe: Such as ``dynamic_wi8_afp32``.
-        format: ``tflite`` or ``onnx``.
-        size_bytes: Of the model file with its external weights.
-        bundle_size_bytes: Of every file that a device needs: models of all formats, tokenizer, golden vectors.
-        parameters: Number of weights.
-        path: ``recognised`` or ``traced``.
-        family: The family reader, or None where traced.
-        architecture: Layers, width, heads and so on.
-        parity: Against Keras, as the converter measured it.
-        accuracy: On labelled data, as the converter measured it; None where no such data was given.
-    """
-
-    name: str
-    manifest_sha256: str
-    task: str
-    recipe: str
-    format: str
-    size_bytes: int
-    bundle_size_bytes: int
-    parameters: int
-    path: str
-    family: str | None
-    architecture: dict[str, int | float | str | bool | None]
-    parity: Parity
-    accuracy: Accuracy | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileFacts:
-    """The device that the numbers are wanted for, and whether they were measured on it.
-
-    Attributes:
-        name: The profile, such as ``raspberry-pi-5``.
-        title: Its name for people.
-        match: Whether this machine is that device. If False, the run says nothing about the device's speed.
-        detected: The profile that fits this machine; None if none does.
-        statement: The same in a sentence, such as "Measured on AMD EPYC (x86_64), not on Raspberry Pi 5."
-    """
-
-    name: str
-    title: str
-    match: bool
-    detected: str | None
-    statement: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """The state of the machine at one moment.
-
-    Attributes:
-        load_average_1min: Runnable processes, averaged over one minute; the benchmark itself is among them.
-        thermal_zones: Temperatures.
-        frequency_policies: Clocks.
-        throttling: Limits of the clock, where the board can tell.
-    """
-
-    load_average_1min: float | None
-    thermal_zones: tuple[ThermalZone, ...]
-    frequency_policies: tuple[FrequencyPolicy, ...]
-    throttling: Throttling | None
-
-    @classmethod
-    def of(cls, machine: MachineFacts) -> Conditions:
-        """Return the state that is part of the machine's facts."""
-        return cls(
-            load_average_1min=machine.load_average_1min,
-            thermal_zones=machine.thermal_zones,
-            frequency_policies=machine.frequency_policies,
-            throttling=machine.throttling,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +60,7 @@ class Settings:
     """How it was measured.
 
     Attributes:
+        mode: ``quick``, ``standard``, ``sustained``, ``mlperf`` or ``realtime``; ``docs/benchmark.md`` has what each does.
         threads: As asked for; None left it to edgelm. What was used is in the runtime's facts.
         queries: The number asked for; None if no number was.
         seconds: The time asked for; None if none was.
@@ -138,8 +71,11 @@ class Settings:
         warm_up_queries: Queries before the measurement, the first one apart.
         warm_up_settled: Whether the p50 had settled by then; False if the bound was reached first.
         alternated_with: Other bundles or runtimes that were measured in turn with this one.
+        order_seed: Of the order of the turns and of the arrivals; None where an earlier edgelm did not keep it.
+        resumed: How often it was stopped and taken up again.
     """
 
+    mode: Mode
     threads: int | None
     queries: int | None
     seconds: float | None
@@ -150,6 +86,8 @@ class Settings:
     warm_up_queries: int
     warm_up_settled: bool
     alternated_with: int
+    order_seed: int | None
+    resumed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +118,9 @@ class Results:
         first_inference_s: The first query after loading, which was not warmed up.
         baseline_memory_bytes: Most memory resident before loading: Python, NumPy and edgelm.
         peak_memory_bytes: Most memory resident in the whole life of the process, which ran nothing but this.
-        deadline_hit_rate: Share of the queries within the deadline; None without one.
+        overhead_s: What the benchmark itself takes for a query, measured on one that does nothing; of it only the reading of
+            a clock is in a latency. None where an earlier edgelm did not measure it.
+        deadline_hit_rate: Share of the queries within the deadline, the waiting of `RealTime` included; None without one.
         buckets: Per sequence length, in rising order; empty where the model has none.
     """
 
@@ -201,6 +141,7 @@ class Results:
     first_inference_s: float
     baseline_memory_bytes: int | None
     peak_memory_bytes: int | None
+    overhead_s: float | None
     deadline_hit_rate: float | None
     buckets: tuple[Bucket, ...]
 
@@ -215,6 +156,9 @@ class Samples:
         run_s: Inside the runtime; None where the session does not tell it apart.
         tokens: Tokens of the text; None where there is no tokenizer.
         sequence_length: At which it ran, padding included; None where the model has none.
+        block: The round of turns that it was measured in, from 0: what runs of one session have in common.
+        at_s: When it began, since the measurement began.
+        queue_s: How long it waited for its turn, where queries come when they like.
     """
 
     latency_s: tuple[float, ...]
@@ -222,23 +166,9 @@ class Samples:
     run_s: tuple[float, ...] | None = None
     tokens: tuple[int, ...] | None = None
     sequence_length: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Energy:
-    """The energy of one query.
-
-    Attributes:
-        energy_j: Joules a query; None where it was not measured.
-        method: ``measured``, ``modelled`` or ``not measured``.
-        scope: What the sensor sees: ``package``, ``board``, ``device`` or ``wall``; None without a sensor.
-        reason: Why it was not measured.
-    """
-
-    energy_j: float | None
-    method: Literal["measured", "modelled", "not measured"]
-    scope: Literal["package", "board", "device", "wall"] | None
-    reason: str | None
+    block: tuple[int, ...] | None = None
+    at_s: tuple[float, ...] | None = None
+    queue_s: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +179,12 @@ class Run:
         format: ``edgelm-run``.
         schema_version: Of this record.
         id: 16 random hexadecimal digits.
+        session: Likewise, the same for all that were measured in turns with this one.
         started: ISO 8601, UTC.
-        evidence: ``measured`` on this machine's own processor, or ``executed`` under emulation, where the timings mean
-            nothing and the report leaves them out.
-        interrupted: Whether it was stopped before the queries or the time that were asked for.
+        evidence: ``measured`` on this machine's own processor; ``executed`` under emulation or a software driver, where the
+            timings mean nothing and the report leaves them out; or ``analysed``, never run at all.
+        evidence_reason: How that is known.
+        stopped: Why it ended before the queries or the time that were asked for; None where it did not.
         bundle: What was measured.
         runtime: What ran it.
         machine: The machine and its state before.
@@ -261,7 +193,14 @@ class Run:
         after: The machine's state after the last query.
         settings: How it was measured.
         results: What came out.
-        energy: Of one query.
+        energy: Of the queries, as a sensor saw it.
+        modelled_energy: The same as the power in the profile would have it: never a measurement, and only where asked for.
+        background: What other processes did meanwhile; None where the system does not tell.
+        timeline: The machine and the speed over time.
+        sustained: What became of the speed under load that went on; None in other modes.
+        realtime: How it kept up with arrivals; None in other modes.
+        mlperf: The results under the names of MLPerf's load generator; None in other modes.
+        comparisons: With other runs of the session.
         packages: Versions of edgelm and of what it stands on.
         samples: Every query.
     """
@@ -269,9 +208,11 @@ class Run:
     format: str
     schema_version: int
     id: str
+    session: str
     started: str
-    evidence: Literal["measured", "executed"]
-    interrupted: bool
+    evidence: Evidence
+    evidence_reason: str
+    stopped: str | None
     bundle: BundleFacts
     runtime: ProgramFacts
     machine: MachineFacts
@@ -280,21 +221,36 @@ class Run:
     after: Conditions
     settings: Settings
     results: Results
-    energy: Energy
+    energy: EnergyRecord
+    modelled_energy: EnergyRecord | None
+    background: Background | None
+    timeline: tuple[TimelinePoint, ...]
+    sustained: Sustained | None
+    realtime: RealTime | None
+    mlperf: dict[str, str | int | float | bool] | None
+    comparisons: tuple[Comparison, ...]
     packages: dict[str, str]
     samples: Samples
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it ended before the queries or the time that were asked for."""
+        return self.stopped is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run as JSON-able values."""
         return asdict(self)
 
-    def to_json(self) -> str:
+    def to_json(self, stored: StoredSamples | None = None) -> str:
         """Return the run as one line of JSON, without a line end.
+
+        Args:
+            stored: Where the samples are, for a line that does not hold them.
 
         Raises:
             ValueError: A number is not finite.
         """
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return to_line(self, stored)
 
     @classmethod
     def from_json(cls, text: str) -> Run:
@@ -314,16 +270,9 @@ class Run:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f'It is not a run of edgelm benchmark: it has no "format": "{FORMAT}".')
-        version = data.get("schema_version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise InputError(f"The run has the schema version {version!r}, which no edgelm ever wrote.")
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"The run has schema version {version}, and this edgelm reads up to {SCHEMA_VERSION}. "
-                "Update edgelm on this machine."
-            )
+        version = check_version(data, SCHEMA_VERSION)
         try:
-            run = dacite.from_dict(cls, data, _STRICT)
+            run = dacite.from_dict(cls, upgrade_run(data) if version == 1 else data, STRICT)
         except (dacite.DaciteError, TypeError, ValueError, RecursionError) as error:
             # dacite repeats the whole value, which may be a hundred thousand latencies.
             reason = str(error)[:_ERROR_CHARACTERS]
@@ -332,7 +281,44 @@ class Run:
         return run
 
 
-_STRICT = dacite.Config(strict=True, cast=[tuple])
+STRICT = dacite.Config(strict=True, cast=[tuple])
+
+
+def check_version(data: dict[str, Any], newest: int) -> int:
+    """Return the schema version of a record.
+
+    Raises:
+        InputError: It is none, or a newer one.
+    """
+    version = data.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"The run has the schema version {version!r}, which no edgelm ever wrote.")
+    if version > newest:
+        raise InputError(
+            f"The run has schema version {version}, and this edgelm reads up to {newest}. Update edgelm on this machine."
+        )
+    return version
+
+
+def to_line(run: DataclassInstance, stored: StoredSamples | None) -> str:
+    """Return a run as one line of JSON whose last value is its samples, or where they are.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    if stored is None:
+        data = asdict(run)
+    else:
+        # Not by asdict of the whole: it would copy a hundred thousand latencies only to drop them.
+        data = {field.name: _plain(getattr(run, field.name)) for field in fields(run) if field.name != "samples"}
+        data["samples"] = asdict(stored)
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -362,7 +348,7 @@ def _finite(text: str) -> float:
 def _check(run: Run) -> None:
     """Refuse what the types allow and no benchmark writes: a report would divide by it or draw nonsense."""
     samples = run.samples
-    columns = (samples.tokenize_s, samples.run_s, samples.tokens, samples.sequence_length)
+    columns = [getattr(samples, field.name) for field in fields(samples)]
     count = len(samples.latency_s)
     if (
         not count

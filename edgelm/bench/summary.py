@@ -57,6 +57,7 @@ def summarise(samples: Samples, *, loaded: Loaded, peak_memory_bytes: int | None
         first_inference_s=loaded.first_inference_s,
         baseline_memory_bytes=loaded.baseline_memory_bytes,
         peak_memory_bytes=peak_memory_bytes,
+        overhead_s=loaded.overhead_s,
         deadline_hit_rate=deadline_hit_rate(ordered, deadline_s),
         buckets=_buckets(samples),
     )

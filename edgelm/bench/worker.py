@@ -33,9 +33,11 @@ from edgelm.errors import EdgelmError, InputError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Answer", "Query", "Worker", "main", "measure", "serve", "warm_up"]
+__all__ = ["Answer", "Query", "Worker", "main", "measure", "overhead", "serve", "warm_up"]
 
 _LEAST_WINDOW = 10
+# Enough that the collection before them (some 10 ms) does not show, and done in a few milliseconds.
+_OVERHEAD_QUERIES = 10_000
 _CONFIG = dacite.Config(strict=True, cast=[tuple])
 
 
@@ -70,6 +72,8 @@ class Query:
     ask: Callable[[], Any]
     tell: Callable[[Any], Answer]
 
+
+_NO_ANSWER = Answer()
 
 Clock = Callable[[], int]
 
@@ -114,6 +118,25 @@ def measure(queries: Sequence[Query], request: Measure, *, clock: Clock = time.p
     return Measured(
         samples=_samples(latencies, answers), truncated=tuple(sorted(truncated)), peak_memory_bytes=peak_memory_bytes()
     )
+
+
+def overhead(*, clock: Clock = time.perf_counter_ns) -> float:
+    """Return what measuring takes for a query: of one that does nothing, the time from one to the next, in seconds."""
+    nothing, answer = (
+        Query(_nothing, _tell_nothing),
+        Measure(first=0, seconds=1.0, queries=_OVERHEAD_QUERIES, settle=True),
+    )
+    begin = clock()
+    count = len(measure([nothing], answer, clock=clock).samples.latency_s)
+    return (clock() - begin) / 1e9 / count
+
+
+def _nothing() -> None:
+    """Take no time."""
+
+
+def _tell_nothing(_: object) -> Answer:
+    return _NO_ANSWER
 
 
 def warm_up(queries: Sequence[Query], request: WarmUp, *, clock: Clock = time.perf_counter_ns) -> WarmedUp:
@@ -178,6 +201,7 @@ class Worker:
             load_s=loaded - begin,
             first_inference_s=answered - asked,
             baseline_memory_bytes=baseline,
+            overhead_s=overhead(),
         )
 
 

@@ -144,6 +144,8 @@ def _print_runs(runs: Sequence[Run]) -> None:
         "deadline",
     )
     table(rows, header)
-    click.echo(f"energy: {runs[0].energy.method} ({runs[0].energy.reason})" if runs else "nothing was measured")
+    click.echo(
+        f"energy: {runs[0].energy.method} ({'; '.join(runs[0].energy.notes)})" if runs else "nothing was measured"
+    )
     for statement in dict.fromkeys(run.profile.statement for run in runs if run.profile and not run.profile.match):
         complain(statement)

@@ -105,7 +105,7 @@ def run_generation(
         print_json([row for run in runs for row in run.llama_bench_rows()])
         return
     table([_row(run) for run in runs], _HEADER)
-    click.echo(f"energy: {runs[0].energy.method} ({runs[0].energy.reason})")
+    click.echo(f"energy: {runs[0].energy.method} ({'; '.join(runs[0].energy.notes)})")
     for statement in dict.fromkeys(run.profile.statement for run in runs if run.profile and not run.profile.match):
         complain(statement)
 

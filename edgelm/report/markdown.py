@@ -68,7 +68,7 @@ def _cells(row: Row, *, chosen: bool) -> list[str]:
         *(milliseconds(value) for value in timings),
         digits(results.throughput_per_s) if row.timed else DASH,
         size(results.peak_memory_bytes),
-        "not measured" if run.energy.energy_j is None else f"{digits(run.energy.energy_j * 1e3)} mJ",
+        "not measured" if run.energy.per_inference_j is None else f"{digits(run.energy.per_inference_j * 1e3)} mJ",
     ]
 
 

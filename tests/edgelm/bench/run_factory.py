@@ -14,7 +14,6 @@ from edgelm.bench import (
     SCHEMA_VERSION,
     BundleFacts,
     Conditions,
-    Energy,
     ProfileFacts,
     Run,
     Samples,
@@ -23,6 +22,7 @@ from edgelm.bench import (
 from edgelm.bench.protocol import Loaded
 from edgelm.bench.summary import summarise
 from edgelm.bundle import Accuracy, Parity
+from edgelm.meters.record import not_measured
 
 __all__ = ["PI", "SERVER", "make_run", "replaced"]
 
@@ -98,6 +98,7 @@ def make_run(
         run_s=tuple(round(float(value), 9) for value in (latency - tokenize) * 0.97),
         tokens=tuple(int(value) - 3 for value in length),
         sequence_length=tuple(int(value) for value in length),
+        block=tuple(index // 20 for index in range(queries)),
     )
     facts = ProgramFacts(
         runtime=runtime,
@@ -113,6 +114,7 @@ def make_run(
         load_s=0.183,
         first_inference_s=median_s * 3.1,
         baseline_memory_bytes=40_517_632,
+        overhead_s=1.2e-6,
     )
     kept = {
         "threads": None,
@@ -124,14 +126,19 @@ def make_run(
         "warm_up_queries": 80,
         "warm_up_settled": True,
         "alternated_with": 3,
+        "mode": "standard",
+        "order_seed": seed,
+        "resumed": 0,
     }
     return Run(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
         id=f"{generator.integers(2**62):016x}",
+        session=f"{seed:016x}",
         started="2026-03-14T09:26:53+00:00",
         evidence="executed" if machine.emulated_on else "measured",
-        interrupted=False,
+        evidence_reason="for a test",
+        stopped=None,
         bundle=BundleFacts(
             name=name,
             manifest_sha256=f"{seed:064x}",
@@ -162,7 +169,14 @@ def make_run(
         after=Conditions.of(machine),
         settings=Settings(**{"deadline_s": deadline_s, **kept, **settings}),
         results=summarise(samples, loaded=loaded, peak_memory_bytes=41_000_000 + 3 * size_bytes, deadline_s=deadline_s),
-        energy=Energy(energy_j=None, method="not measured", scope=None, reason="no sensor"),
+        energy=not_measured("no sensor"),
+        modelled_energy=None,
+        background=None,
+        timeline=(),
+        sustained=None,
+        realtime=None,
+        mlperf=None,
+        comparisons=(),
         packages={"edgelm": "0.1.0", "ai-edge-litert": "2.3.0", "numpy": "2.4.6", "tokenizers": "0.23.0"},
         samples=samples,
     )

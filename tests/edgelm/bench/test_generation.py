@@ -71,12 +71,16 @@ def test_a_run_of_each_depth_survives_its_file(bundle: Path, tmp_path: Path) -> 
     log.write(runs, tmp_path / "runs.json")
     read = [GenerationRun.from_json(json.dumps(item)) for item in json.loads((tmp_path / "runs.json").read_text())]
     assert read == runs
-    with pytest.raises(InputError, match="runs of language models"):
+    assert log.read_all([tmp_path / "runs.json"]) == runs
+    for run in runs:
+        log.append(run, tmp_path / "runs.jsonl")
+    assert log.read_all([tmp_path / "runs.jsonl"]) == runs
+    with pytest.raises(InputError, match="only runs of language models"):
         log.read([tmp_path / "runs.json"])
     with pytest.raises(InputError, match="its format is another one"):
         GenerationRun.from_json("{}")
-    newer = json.dumps({**runs[0].to_dict(), "schema_version": 2})
-    with pytest.raises(InputError, match="schema version 2"):
+    newer = json.dumps({**runs[0].to_dict(), "schema_version": 3})
+    with pytest.raises(InputError, match="schema version 3"):
         GenerationRun.from_json(newer)
 
 

@@ -95,7 +95,7 @@ def test_a_line_separator_in_a_name_does_not_end_a_line(tmp_path: Path) -> None:
 
 
 def test_every_bad_file_is_named(tmp_path: Path) -> None:
-    newer = json.dumps({**json.loads(RUNS[0].to_json()), "schema_version": 2})
+    newer = json.dumps({**json.loads(RUNS[0].to_json()), "schema_version": 3})
     for name, content, message in [
         ("foreign.json", b'{"a": 1}', "not a run"),
         ("damaged.json", RUNS[0].to_json().encode()[:-9], "not valid JSON"),

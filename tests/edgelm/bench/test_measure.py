@@ -50,6 +50,7 @@ class FakeTarget:
             load_s=0.1,
             first_inference_s=0.01,
             baseline_memory_bytes=None,
+            overhead_s=1e-6,
         )
 
     def warm_up(self, request: WarmUp) -> WarmedUp:
@@ -99,7 +100,7 @@ def test_measures_a_bundle(bundle: Path) -> None:
     assert run.runtime.runtime == "fake"
     assert run.settings.input_count == len(TEXTS)
     assert run.settings.inputs == "golden"
-    assert run.energy.energy_j is None
+    assert run.energy.per_inference_j is None
     assert run.energy.method == "not measured"
     assert not run.interrupted
     assert Run.from_json(run.to_json()) == run

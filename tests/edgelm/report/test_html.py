@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from run_factory import PI, SERVER, make_run, replaced
 
-from edgelm.bench import Energy, Run
+from edgelm.bench import Run
+from edgelm.meters.record import not_measured
 from edgelm.errors import InputError, OutputError
 from edgelm.report import render_html, render_markdown, write
 
@@ -76,7 +77,7 @@ RUNS = {
     "emulated": [make_run(machine=dataclasses.replace(PI, emulated_on="x86_64"), match=False)],
     "no profile": [dataclasses.replace(make_run(), profile=None)],
     "no timing": [replaced(make_run(), "samples", tokenize_s=None, run_s=None, tokens=None, sequence_length=None)],
-    "energy": [dataclasses.replace(make_run(), energy=Energy(energy_j=0.012, method="measured", scope="board", reason=None))],
+    "energy": [dataclasses.replace(make_run(), energy=dataclasses.replace(not_measured("x"), per_inference_j=0.012, method="measured", scope="board", notes=()))],
     "hostile": [_hostile()],
 }  # fmt: skip
 

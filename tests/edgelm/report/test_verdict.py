@@ -118,7 +118,7 @@ def test_warnings() -> None:
     run = replaced(run, "before", load_average_1min=3.5)
     assert run.after.throttling is not None
     run = replaced(run, "after", throttling=dataclasses.replace(run.after.throttling, now=("under_voltage",)))
-    run = dataclasses.replace(run, interrupted=True)
+    run = dataclasses.replace(run, stopped="Ctrl-C")
     assert warnings_of(run) == (
         "Interrupted after 400 queries.",
         "The p50 had not settled after 80 warm-up queries.",
