@@ -20,6 +20,7 @@ from edgelm.bundle import Artifact, Manifest, RuntimeRecord, Signature
 from edgelm.errors import InputError, MissingPackageError, RuntimeUnavailableError, unknown_name
 from edgelm_runtimes.adapters.shared import version
 from edgelm_runtimes.program import CausalProgram, OpenCausal, OpenProgram, Program, ProgramOptions
+from edgelm_runtimes.seq2seq_program import OpenSeq2Seq, Seq2SeqProgram
 
 __all__ = [
     "DEVICES",
@@ -33,6 +34,7 @@ __all__ = [
     "default_threads",
     "open_causal",
     "open_program",
+    "open_seq2seq",
     "runtime_version",
 ]
 
@@ -57,6 +59,7 @@ class RuntimeEntry:
         package: As it is imported; None where nothing needs to be installed.
         distribution: As it is installed.
         extra: Of edgelm, that brings it.
+        seq2seq: As `causal`, an `OpenSeq2Seq`; None where it runs no encoder-decoders.
     """
 
     adapter: str
@@ -65,16 +68,17 @@ class RuntimeEntry:
     distribution: str | None
     extra: str | None
     causal: str | None = None
+    seq2seq: str | None = None
 
 
 RUNTIMES: dict[str, RuntimeEntry] = {
     "litert": RuntimeEntry(
         "edgelm_runtimes.adapters.litert:open_program", ("tflite",), "ai_edge_litert", "ai-edge-litert", "litert",
-        "edgelm_runtimes.adapters.litert_causal:open_causal",
+        "edgelm_runtimes.adapters.litert_causal:open_causal", "edgelm_runtimes.adapters.litert_seq2seq:open_seq2seq",
     ),
     "onnx": RuntimeEntry(
         "edgelm_runtimes.adapters.onnx:open_program", ("onnx",), "onnxruntime", "onnxruntime", "onnx",
-        "edgelm_runtimes.adapters.onnx_causal:open_causal",
+        "edgelm_runtimes.adapters.onnx_causal:open_causal", "edgelm_runtimes.adapters.onnx_seq2seq:open_seq2seq",
     ),
     "tflite": RuntimeEntry(
         "edgelm_runtimes.adapters.tflite:open_program", ("tflite",), "tflite_runtime", "tflite-runtime", "tflite"
@@ -259,6 +263,22 @@ def open_causal(runtime: str, file: Path, signatures: tuple[Signature, ...], opt
         able = ", ".join(known for known, entry in RUNTIMES.items() if entry.causal is not None)
         raise RuntimeUnavailableError(f"runtime '{runtime}' runs no language models in this edgelm. These do: {able}.")
     open_with = cast(OpenCausal, _adapter(runtime, name, options))
+    return _open(runtime, lambda: open_with(file, signatures, _with_threads(options)))
+
+
+def open_seq2seq(
+    runtime: str, file: Path, signatures: tuple[Signature, ...], options: ProgramOptions
+) -> Seq2SeqProgram:
+    """Open an encoder-decoder in a runtime; arguments and errors as of `open_program`.
+
+    Raises:
+        RuntimeUnavailableError: Also where the runtime has no adapter for encoder-decoders.
+    """
+    name = _find(runtime).seq2seq
+    if name is None:
+        able = ", ".join(known for known, entry in RUNTIMES.items() if entry.seq2seq is not None)
+        raise RuntimeUnavailableError(f"runtime '{runtime}' runs no encoder-decoders in this edgelm. These do: {able}.")
+    open_with = cast(OpenSeq2Seq, _adapter(runtime, name, options))
     return _open(runtime, lambda: open_with(file, signatures, _with_threads(options)))
 
 
