@@ -79,6 +79,16 @@ epochs = 1
 [quantize]
 recipe = "int8"
 """,
+    "aware-int4": """
+[[step]]
+do = "distil"
+data = "train.csv"
+epochs = 1
+recipe = "int4"
+
+[quantize]
+recipe = "int4"
+""",
     "gated-int4": """
 [quantize]
 recipe = "int4"

@@ -262,9 +262,16 @@ def _checked(chain: Chain) -> Chain:
     smaller = False
     for number, step in enumerate(chain.steps, 1):
         if isinstance(step, Distil):
-            if not smaller:
+            aware = step.training.recipe
+            if aware is None and not smaller:
                 raise RecipeError(
-                    f"step {number} distils a model into itself: prune it before, or train a smaller one with 'edgelm distill'."
+                    f"step {number} distils a model into itself: prune it before, train a smaller one with 'edgelm distill', "
+                    "or give the step a recipe, whose rounding it is to be trained for."
+                )
+            if aware is not None and recipes.find(aware) != chain.recipe:
+                raise RecipeError(
+                    f"step {number} trains for the rounding of {recipes.find(aware).name}, and {chain.recipe.name} is what the "
+                    "weights are stored with: give both the same."
                 )
             continue
         if isinstance(step, Prune):

@@ -99,7 +99,7 @@ RECIPES = {
         *(
             Recipe(
                 f"dynamic_wi4b{block}_afp32",
-                f"int4 weights in blocks of {block}, activations quantised at run time: a seventh of the bytes",
+                f"int4 weights in blocks of {block}, activations quantised at run time: a fifth to a seventh of the bytes",
                 "int4", "dynamic", block, _INT4,
             )
             for block in (32, 64, 128)

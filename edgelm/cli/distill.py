@@ -40,6 +40,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--hard", type=float, help="Weight of the data's labels, or of the next token (0.5).")
 @click.option("--hidden", type=float, help="Weight of the states after each layer (0).")
 @click.option("--relations", type=float, help="Weight of how the last layer's tokens relate (0).")
+@click.option("--recipe", help="Train for this recipe's rounding, such as int4: quantisation-aware.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of the samples (0).")
 @click.option("--checkpoint-minutes", type=float, help="Time between checkpoints, in NAME.keras.checkpoint (10).")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
@@ -61,7 +62,7 @@ def distill(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a smaller or pruned model to answer as TEACHER does.
+    """Train a smaller or pruned model to answer as TEACHER does, or one for its recipe's rounding.
 
     TEACHER is a .keras file, a SavedModel, a KerasHub preset folder, or a handle. The student is written as a .keras file that
     'edgelm convert' takes, with a record of its training beside it. Ctrl-C keeps a checkpoint; --resume goes on from it.

@@ -86,6 +86,10 @@ def test_options_trim_before_they_prune() -> None:
         ("[[step]]\ndo = 'trim-vocabulary'\ncorpus = 7", "step 1 .*corpus"),
         ("[[step]]\ndo = 'trim-vocabulary'\ncorpus = 'a.txt'\nsize = 7", "'size'"),
         ("[[step]]\ndo = 'distil'\ndata = 'a.csv'", "step 1 distils a model into itself"),
+        (
+            "[[step]]\ndo = 'distil'\ndata = 'a.csv'\nrecipe = 'int4'\n[quantize]\nrecipe = 'int8'",
+            "step 1 trains for the rounding of dynamic_wi4b32_afp32, and dynamic_wi8_afp32 is what",
+        ),
         ("[[step]]\ndo = 'prune'\nffn = 0.3\n[[step]]\ndo = 'prune'\nffn = 0.3", "steps 1 and 2 do the same"),
         ("[[step]]\ndo = 'distil'\ndata = 'a.csv'\nepochs = 0", "epochs is 0"),
         ("[[step]]\ndo = 'distil'\ndata = 'a.csv'\nepochs = 'two'", "epochs"),

@@ -120,6 +120,7 @@ def distil(
     reference = make_reference(source)
     spec = recognise(source.model, None).spec if source.kind == "keras" else None
     pupil, own = _student(student, spec)
+    training.rounding(pupil)
     tokens = find_tokens(tokenizer, source, spec)
     if tokens.tokenizer is None and own is not None:
         tokens = find_tokens(None, own, pupil)
@@ -172,6 +173,7 @@ def distil_spec(
 
     training = training or Training()
     training.check()
+    training.rounding(student)
     source = load_source(build_keras_model(teacher))
     tokens = find_tokens(tokenizer, source, teacher)
     course = make_course(

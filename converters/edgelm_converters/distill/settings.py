@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from edgelm.errors import RecipeError
+from edgelm_converters.recipes import Recipe, find
+from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["Training"]
 
@@ -28,6 +30,8 @@ class Training:
             (MiniLM, Wang et al. 2020, https://arxiv.org/abs/2002.10957 and https://arxiv.org/abs/2012.15828).
         seed: Of the order of the samples, and of what is not taken from the teacher.
         checkpoint_minutes: Time between two checkpoints; there is one after each epoch anyway.
+        recipe: Whose rounding the student is trained for: its products are rounded as the recipe will store them in every
+            pass (`edgelm_converters.keras_model.rounded`), and measured so. None trains it as it is.
     """
 
     epochs: int = 3
@@ -42,6 +46,7 @@ class Training:
     relations: float = 0.0
     seed: int = 0
     checkpoint_minutes: float = 10.0
+    recipe: str | None = None
 
     def check(self) -> None:
         """Raise where a setting makes no sense.
@@ -50,7 +55,9 @@ class Training:
             RecipeError: It does not.
         """
         positive = ("epochs", "batch_size", "learning_rate", "temperature", "checkpoint_minutes")
-        least = {name: name in positive for name in self.__dataclass_fields__ if name != "seed"}
+        least = {name: name in positive for name in self.__dataclass_fields__ if name not in ("seed", "recipe")}
+        if self.recipe is not None:
+            find(self.recipe)
         for name, above in least.items():
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (above and value == 0):
@@ -61,6 +68,28 @@ class Training:
             raise RecipeError(f"warm-up is {self.warm_up}: it is a share of the steps, below 1.")
         if self.soft == 0 and self.hard == 0:
             raise RecipeError("With soft = 0 and hard = 0 nothing says what the student is to answer: set one above 0.")
+
+    def rounding(self, spec: TransformerSpec) -> Recipe | None:
+        """Return the recipe whose rounding a model is trained for; None where it is trained as it is.
+
+        Raises:
+            RecipeError: It rounds nothing that training could make up for, or the model scores tokens.
+        """
+        if self.recipe is None:
+            return None
+        recipe = find(self.recipe)
+        if recipe.weights not in ("int8", "int4"):
+            raise RecipeError(
+                f"Under {recipe.name} nothing is rounded that training could make up for: give a recipe with integers, or "
+                "leave it out."
+            )
+        if spec.head.tokens is not None:
+            raise RecipeError(
+                f"'{spec.name}' scores tokens: when it is converted, its weights are rotated and rounded by what its layers "
+                "meet, and a training for another rounding does not fit. Distil it without a recipe, and convert it with "
+                "--calibration."
+            )
+        return recipe
 
     @property
     def watches(self) -> bool:

@@ -74,6 +74,7 @@ class Pupil(keras.Model):  # type: ignore[misc]
         self.transformer = layer_of(spec)
         self.projections = [self._projection(spec.width, width, number) for number, width in enumerate(widths)]
         self._causal = bool(spec.decoder.layers)
+        self._recipe = training.rounding(spec)
         self.built = True
 
     def _projection(self, width: int, wanted: int, number: int) -> Any:
@@ -96,7 +97,7 @@ class Pupil(keras.Model):  # type: ignore[misc]
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Return the answer and what is compared."""
         del training
-        answer, taps = self.transformer.watched(inputs)
+        answer, taps = self.transformer.watched(inputs, self._recipe)
         found = watched(taps, range(len(self.projections)), relations=bool(self._heads))
         for number, projection in enumerate(self.projections):
             found[f"state_{number}"] = ops.matmul(found[f"state_{number}"], projection)

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from edgelm_converters.keras_model.rounded import RoundedKernel
 from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, Rotary, TransformerSpec
 
 __all__ = ["Taps", "forward"]
@@ -163,7 +164,8 @@ def _feed_forward(block: FeedForward, x: Any) -> Any:
 
 
 def _linear(linear: Linear, x: Any) -> Any:
-    y = ops.matmul(x, _value(linear.kernel))
+    kernel: Any = linear.kernel
+    y = kernel.apply(x) if isinstance(kernel, RoundedKernel) else ops.matmul(x, _value(kernel))
     return y if linear.bias is None else y + linear.bias
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm_converters.keras_model.forward import Taps, forward
+from edgelm_converters.keras_model.rounded import rounded
 from edgelm_converters.keras_model.structure import frozen_arrays, unflatten
+from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import TransformerSpec
 
 __all__ = ["Transformer"]
@@ -44,10 +46,16 @@ class Transformer(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
         del training
         return forward(unflatten(self.structure, self.arrays), inputs)
 
-    def watched(self, inputs: Mapping[str, Any]) -> tuple[Any, Taps]:
-        """Return the model's output and what is seen on the way."""
+    def watched(self, inputs: Mapping[str, Any], recipe: Recipe | None = None) -> tuple[Any, Taps]:
+        """Return the model's output and what is seen on the way.
+
+        Args:
+            inputs: By name.
+            recipe: Kernels are rounded as it stores them; None computes with what they are.
+        """
         taps = Taps()
-        return forward(unflatten(self.structure, self.arrays), inputs, taps), taps
+        spec = unflatten(self.structure, self.arrays)
+        return forward(spec if recipe is None else rounded(spec, recipe), inputs, taps), taps
 
     def compute_output_spec(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Return the output's shape without computing it."""
