@@ -17,11 +17,12 @@ from edgelm.errors import ConversionError, ExecutionError, RecipeError, RuntimeU
 from edgelm_converters.causal_parity import Sequences, compare_scores, divergence, enforce_scores
 from edgelm_converters.gate import Gate, Trial, climb, rank
 from edgelm_converters.language import LanguageModel
-from edgelm_converters.language_file import Written, write_file
+from edgelm_converters.language_file import write_file
 from edgelm_converters.parity import judged_by_task
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.request import Progress
 from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.written import Written
 
 __all__ = ["LANGUAGE_TARGETS", "Judge", "make_language_artifacts"]
 

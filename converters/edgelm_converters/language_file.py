@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.bundle import Signature
 from edgelm.bundle.manifest import Format
 from edgelm.errors import ConversionError
 from edgelm_converters.language import LanguageModel
+from edgelm_converters.written import Written
 
-__all__ = ["Written", "write_file"]
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that was written.
-
-    Attributes:
-        path: The file.
-        opened: What a runtime of edgelm's opens to check it: the file, or the TFLite file that a container was made around,
-            which is deleted after.
-        signatures: How that is called.
-        operators: Of one pass.
-        notes: What was done otherwise than the recipe says.
-    """
-
-    path: Path
-    opened: Path
-    signatures: tuple[Signature, ...]
-    operators: dict[str, int]
-    notes: tuple[str, ...]
-
-    @property
-    def data_files(self) -> tuple[str, ...]:
-        """Names of the files of weights beside it."""
-        return tuple(sorted(file.name for file in self.path.parent.glob(f"{self.path.name}.*")))
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all of them."""
-        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *self.data_files))
+__all__ = ["write_file"]
 
 
 def write_file(target: Format, model: LanguageModel, folder: Path) -> Written:

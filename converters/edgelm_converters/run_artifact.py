@@ -25,6 +25,7 @@ from edgelm_converters.request import Progress
 from edgelm_converters.samples import SampleSet
 from edgelm_converters.source import Source
 from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.written import Written
 
 __all__ = ["TARGETS", "Emitter", "Question", "make_artifact"]
 
@@ -71,7 +72,7 @@ class Emitter:
                 signatures = trace.trace_tflite(
                     self.source, self.reference, path, recipe=recipe.name, lengths=buckets, role=self.role
                 )
-            return Written(path, signatures, tflite.operator_histogram(path), notes)
+            return Written(path, path, signatures, tflite.operator_histogram(path), notes)
         if spec is not None:
             signatures = onnx.emit_onnx(spec, path, recipe=recipe.name)
             notes = encoder_notes(spec, recipe.name, target)
@@ -80,7 +81,7 @@ class Emitter:
             signatures = trace.trace_onnx(
                 self.source, self.reference, path, recipe=recipe.name, length=length, role=self.role
             )
-        return Written(path, signatures, onnx.operator_histogram(path), notes)
+        return Written(path, path, signatures, onnx.operator_histogram(path), notes)
 
     def _emit_static(self, target: Format, spec: TransformerSpec | None, path: Path, progress: Progress) -> Written:
         from edgelm_converters.static.onnx import emit_static_onnx
@@ -108,27 +109,7 @@ class Emitter:
                 spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io, progress=progress
             )
         floats = _float_notes((entry.reason, entry.count, entry.operator) for entry in made.float_operators)
-        return Written(path, made.signatures, dict(made.operators), (*floats, *made.notes))
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file, how it is called, its operators, and what was done otherwise than the recipe says."""
-
-    path: Path
-    signatures: tuple[Signature, ...]
-    operators: dict[str, int]
-    notes: tuple[str, ...]
-
-    @property
-    def data_files(self) -> tuple[str, ...]:
-        """Names of the files of weights beside it."""
-        return tuple(sorted(file.name for file in self.path.parent.glob(f"{self.path.name}.*")))
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all of them."""
-        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *self.data_files))
+        return Written(path, path, made.signatures, dict(made.operators), (*floats, *made.notes))
 
 
 @dataclass(frozen=True)

@@ -421,6 +421,7 @@ class TranslationRecord:
         padding_id: Fills up a source that is shorter than its signature, hidden from attention.
         suppressed_ids: Tokens that never stand in an answer.
         audio: Of a model that hears: how its frames are made; None where it reads text.
+        target_tokenizer: Of the answers, where it is another than the source's.
     """
 
     source_length: int
@@ -433,6 +434,7 @@ class TranslationRecord:
     padding_id: int = 0
     suppressed_ids: tuple[int, ...] = ()
     audio: AudioRecord | None = None
+    target_tokenizer: TokenizerRecord | None = None
 
 
 @dataclass(frozen=True)
