@@ -13,6 +13,7 @@
     │   └── IntegrityError      a file in it is not the one that was written
     ├── RuntimeUnavailableError a runtime or device that is not installed here, or refuses this file
     ├── ExecutionError          the runtime failed while it ran
+    ├── DeviceError             a board or a phone that is not reached, refuses, has no space, or is lost
     ├── MeterError              an energy meter that is missing, denied, or gives no usable reading
     ├── ProfileError            a device profile that is unknown or not valid
     ├── MissingPackageError     an optional package is needed; names the extra that brings it
@@ -27,6 +28,7 @@ from difflib import get_close_matches
 __all__ = [
     "BundleError",
     "ConversionError",
+    "DeviceError",
     "EdgelmError",
     "ExecutionError",
     "InputError",
@@ -86,6 +88,10 @@ class RuntimeUnavailableError(EdgelmError):
 
 class ExecutionError(EdgelmError):
     """The runtime failed while it ran the model."""
+
+
+class DeviceError(EdgelmError):
+    """A board or a phone that is not reached, that refuses or lacks what is asked of it, or that is lost."""
 
 
 class MeterError(EdgelmError):

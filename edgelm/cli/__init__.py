@@ -30,6 +30,7 @@ _COMMANDS = {
     "inspect": "inspect",
     "verify": "inspect",
     "pack": "inspect",
+    "deploy": "deploy",
     "profiles": "profiles",
     "doctor": "doctor",
 }
