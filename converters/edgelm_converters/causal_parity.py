@@ -19,7 +19,16 @@ from edgelm.bundle import Parity, Perplexity
 from edgelm.errors import ConversionError, ParityError
 from edgelm_converters.recipes import Recipe
 
-__all__ = ["Sequences", "Tick", "compare_scores", "divergence", "enforce_scores", "surprise"]
+__all__ = [
+    "Sequences",
+    "Tick",
+    "compare_scores",
+    "divergence",
+    "enforce_scores",
+    "log_softmax",
+    "score_difference",
+    "surprise",
+]
 
 Tick = Callable[[int, int], None]
 Float32 = NDArray[np.float32]
@@ -98,7 +107,7 @@ def compare_scores(
         surprised += surprise(ids, found)
         if index < len(sequences.scores):
             wanted = sequences.scores[index]
-            worst = max(worst, _difference(found, wanted), *_decoded_differences(program, ids, wanted))
+            worst = max(worst, score_difference(found, wanted), *_decoded_differences(program, ids, wanted))
             same += int((found.argmax(axis=-1) == wanted.argmax(axis=-1)).sum())
             positions += len(ids)
         tick(index + 1, len(sequences.ids))
@@ -129,9 +138,7 @@ def divergence(program: CausalProgram, sequences: Sequences) -> float:
     """
     total, count = 0.0, 0
     for ids, wanted in zip(sequences.ids, sequences.scores, strict=False):
-        keras, mine = (
-            _log_softmax(rows.astype(np.float64)) for rows in (wanted, program.forward(ids, 0, logits="all"))
-        )
+        keras, mine = (log_softmax(rows.astype(np.float64)) for rows in (wanted, program.forward(ids, 0, logits="all")))
         total += float((np.exp(keras) * (keras - mine)).sum())
         count += len(ids)
     if not np.isfinite(total):
@@ -139,7 +146,8 @@ def divergence(program: CausalProgram, sequences: Sequences) -> float:
     return total / max(count, 1)
 
 
-def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithms of probabilities, of scores ``(n, V)``."""
     centred: NDArray[np.float64] = scores - scores.max(axis=-1, keepdims=True)
     centred -= np.log(np.exp(centred).sum(axis=-1, keepdims=True))
     return centred
@@ -152,12 +160,17 @@ def _decoded_differences(program: CausalProgram, ids: NDArray[np.int32], wanted:
         if end > start:
             program.forward(ids[start:end], start, logits="none")
     return [
-        _difference(program.forward(ids[at : at + 1], at, logits="last")[None], wanted[at : at + 1])
+        score_difference(program.forward(ids[at : at + 1], at, logits="last")[None], wanted[at : at + 1])
         for at in range(begin, len(ids))
     ]
 
 
-def _difference(found: Float32, wanted: Float32) -> float:
+def score_difference(found: Float32, wanted: Float32) -> float:
+    """Return the largest difference of scores ``(n, V)``, but for a constant on each row.
+
+    Raises:
+        ConversionError: The shapes differ.
+    """
     if found.shape != wanted.shape:
         raise ConversionError(f"The artifact's scores have the shape {found.shape}, Keras's {wanted.shape}.")
     return float(np.abs(_centred(found) - _centred(wanted)).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from edgelm_converters.reference import Reference, make_reference
 from edgelm_converters.request import Progress, Request
 from edgelm_converters.run_bundle import make_run_model
 from edgelm_converters.source import Source, load_source
+from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.translation_bundle import make_translation_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,6 +63,7 @@ def convert(
     ranges: str | None = None,
     integer_io: bool = False,
     tokenizer: str | Path | Tokenizer | None = None,
+    target_tokenizer: str | Path | Tokenizer | None = None,
     labels: str | Path | Sequence[str] | None = None,
     calibration: str | Path | None = None,
     validation: str | Path | None = None,
@@ -83,7 +86,7 @@ def convert(
             (`edgelm_converters.chain`), which then holds what `prune` to `integer_io` would say.
         prune: What to remove, such as ``heads=0.25,ffn=0.3,layers=2`` (`edgelm_converters.compress.pruning`).
         trim_vocabulary: Texts of the kind that the model is for: tokens that they do not need are removed.
-        metric: What must be kept on the validation data: ``accuracy``, ``perplexity`` or ``parity``.
+        metric: What must be kept on the validation data: ``accuracy``, ``perplexity``, ``bleu`` or ``parity``.
         max_drop: The most of it that may be lost: points of an accuracy (0.01 is one of a hundred), a share of a perplexity, an
             error as a share of the largest output. Parts of the model are kept in more bits until it holds.
         sensitivity: Measure what each part of the model costs, even where none has to be kept in more bits.
@@ -91,11 +94,12 @@ def convert(
         integer_io: Of a static recipe: whether inputs and outputs are integers too, as an Edge TPU wants them.
         tokenizer: A ``tokenizer.json``, ``vocab.txt``, SentencePiece ``.model`` or preset folder, or a
             `tokenizers.Tokenizer`. A KerasHub task brings its own.
+        target_tokenizer: Of an encoder-decoder whose answers have a vocabulary of their own: that one's.
         labels: Names of the classes in the order of the outputs, or a file of them.
         calibration: Real inputs to compare the artifact with Keras on (csv, tsv, jsonl, txt, npz). Without, valid random
             ids are used, and the manifest says so.
         validation: Labelled data: the accuracy of Keras and of each artifact stands in the manifest. Of a language model,
-            text: the perplexity.
+            text: the perplexity. Of an encoder-decoder, texts and their translations, in the columns source and target.
         sequence_length: The most tokens that the artifact takes; of a language model, prompt and answer together.
         chat_template: Of a language model: a file with the Jinja template that turns messages into a prompt.
         cache_lengths: Of a language model as TFLite: positions of its caches. A short conversation takes a short one. The
@@ -120,6 +124,7 @@ def convert(
         targets=None if to is None else _targets(to),
         chain=chain,
         tokenizer=tokenizer,
+        target_tokenizer=target_tokenizer,
         labels=labels,
         calibration=calibration,
         validation=validation,
@@ -136,10 +141,16 @@ def convert(
         source = load_source(model, custom_objects=Path(custom_objects) if custom_objects is not None else None)
         reference = make_reference(source)
         recognition = _recognise(source, reference, sequence_length)
-        generates = recognition.spec is not None and recognition.spec.generates
-        make = make_language_model if generates else make_run_model
+        make = _maker(recognition.spec)
         manifest = writer.finish(make(request, source, reference, recognition, writer.folder, progress))
     return Conversion(Path(output), manifest)
+
+
+def _maker(spec: TransformerSpec | None) -> Callable[..., Manifest]:
+    """Return what makes the bundle of such a model."""
+    if spec is not None and spec.translates:
+        return make_translation_model
+    return make_language_model if spec is not None and spec.generates else make_run_model
 
 
 def _chain(

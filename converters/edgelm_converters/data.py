@@ -21,8 +21,8 @@ from edgelm.errors import InputError
 
 __all__ = ["Dataset", "read_dataset", "read_labels", "thin"]
 
-_TEXT_COLUMNS = ("text", "sentence", "question", "query", "utterance", "review", "t")
-_LABEL_COLUMNS = ("label", "category", "intent", "class", "sentiment", "s")
+_TEXT_COLUMNS = ("text", "sentence", "question", "query", "utterance", "review", "source", "t")
+_LABEL_COLUMNS = ("label", "category", "intent", "class", "sentiment", "target", "s")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Dataset:
         name: The file's name.
         texts: One a sample; None where the data are arrays.
         arrays: One array an input, first axis the samples; None where the data are texts.
-        labels: One a sample: the label's name, or its index as written; None where there are none.
+        labels: One a sample: the label's name, or its index as written; of a translation, the text that a text is to become;
+            None where there are none.
     """
 
     name: str

@@ -64,7 +64,7 @@ def make_gate(metric: str | None, max_drop: float | None, *, sensitivity: bool =
         return None
     if metric is None or max_drop is None:
         raise RecipeError(
-            "A gate needs both --metric accuracy|perplexity|parity and --max-drop, and one of them is missing."
+            "A gate needs both --metric accuracy|perplexity|bleu|parity and --max-drop, and one of them is missing."
         )
     if metric not in METRICS:
         raise RecipeError(unknown_name("metric", metric, METRICS))

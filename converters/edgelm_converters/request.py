@@ -27,6 +27,7 @@ class Request:
     targets: tuple[Format, ...] | None
     chain: Chain
     tokenizer: str | Path | Tokenizer | None
+    target_tokenizer: str | Path | Tokenizer | None
     labels: str | Path | Sequence[str] | None
     calibration: str | Path | None
     validation: str | Path | None

@@ -91,8 +91,16 @@ class Tokens:
         return TokenizerRecord("tokenizer.json", self.pad_id, self.max_length, self.vocabulary_size)
 
 
-def find_tokens(given: str | Path | Tokenizer | None, source: Source, spec: TransformerSpec | None) -> Tokens:
+def find_tokens(
+    given: str | Path | Tokenizer | None, source: Source, spec: TransformerSpec | None, *, rows: int | None = None
+) -> Tokens:
     """Find the tokenizer: the one that is given, else the one that a KerasHub model carries.
+
+    Args:
+        given: What the user gives.
+        source: The model.
+        spec: The same; None where it was not recognised.
+        rows: Of the embedding that the ids are for, where it is not `TransformerSpec.embeddings`.
 
     Raises:
         TokenizerError: It cannot be read, reads texts otherwise than the one that it was made from, or has ids beyond the
@@ -100,7 +108,7 @@ def find_tokens(given: str | Path | Tokenizer | None, source: Source, spec: Tran
     """
     from edgelm_converters.tokenizer import check_fits, describe, read_tokenizer
 
-    rows = spec.vocabulary_size if spec else _embedding_rows(source.model)
+    rows = rows or (spec.vocabulary_size if spec else _embedding_rows(source.model))
     notes: tuple[str, ...] = ()
     if given is None and source.preprocessor is None:
         given = _carried(source.model)

@@ -80,6 +80,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_artifact(artifact)
     _check_labels(manifest)
     _check_generation(manifest)
+    _check_translation(manifest)
     tokenizer = manifest.tokenizer
     if tokenizer is not None and (
         tokenizer.max_length < 1 or not 0 <= tokenizer.pad_id < max(tokenizer.vocabulary_size, 1)
@@ -97,8 +98,13 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "tokenizer", manifest.tokenizer.file
     if manifest.generation is not None and manifest.generation.chat_template is not None:
         yield "chat template", manifest.generation.chat_template
+    if manifest.translation is not None and manifest.translation.target_tokenizer is not None:
+        yield "target tokenizer", manifest.translation.target_tokenizer.file
     for artifact in manifest.artifacts:
         yield "model", artifact.file
+        for signature in artifact.signatures:
+            if signature.file is not None:
+                yield "model", signature.file
         for name in artifact.data_files:
             yield "weights", name
 
@@ -125,12 +131,15 @@ def _check_signature(signature: Signature) -> None:
         raise BundleError(f"manifest.json gives the signature '{name}' {length} tokens.")
     if not signature.inputs or not (signature.outputs or signature.kind == "prefill"):
         raise BundleError(f"manifest.json gives the signature '{name}' no input or no output.")
-    if (signature.kind == "run") != (signature.cache is None):
+    if (signature.kind in ("run", "encode")) != (signature.cache is None):
         raise BundleError(
             f"manifest.json gives the signature '{name}' the kind '{signature.kind}', and no cache with it."
         )
-    if signature.cache is not None:
-        _check_cache(name, signature.cache)
+    for cache in (signature.cache, signature.source):
+        if cache is not None:
+            _check_cache(name, cache)
+    if signature.rows is not None and signature.rows < 1:
+        raise BundleError(f"manifest.json gives the signature '{name}' {signature.rows} rows.")
     for ports in (signature.inputs, signature.outputs):
         if len({port.name for port in ports}) < len(ports):
             raise BundleError(f"manifest.json gives the signature '{name}' two ports of one name.")
@@ -172,6 +181,29 @@ def _check_generation(manifest: Manifest) -> None:
     for artifact in manifest.artifacts:
         if not any(signature.kind == "decode" for signature in artifact.signatures):
             raise BundleError(f"manifest.json gives '{artifact.file}' no signature that decodes, as its task needs.")
+
+
+def _check_translation(manifest: Manifest) -> None:
+    record = manifest.translation
+    if (manifest.task in ("translate", "transcribe")) != (record is not None):
+        raise BundleError(f"manifest.json has the task '{manifest.task}', and no settings to go with it.")
+    if record is None:
+        return
+    ids = (*record.target_prefix, *record.stop_ids, *record.suppressed_ids)
+    if (
+        min(record.source_length, record.target_length) < 1
+        or not 1 <= len(record.target_prefix) < record.target_length
+        or any(not 0 <= token < record.vocabulary_size for token in ids)
+        or (manifest.task == "transcribe") != (record.audio is not None)
+    ):
+        raise BundleError(
+            f"manifest.json has impossible settings: {record.source_length} and {record.target_length} positions, and the "
+            f"tokens {list(ids)} of {record.vocabulary_size}."
+        )
+    for artifact in manifest.artifacts:
+        kinds = {signature.kind for signature in artifact.signatures}
+        if not {"encode", "decode"} <= kinds:
+            raise BundleError(f"manifest.json gives '{artifact.file}' no signatures that encode and decode.")
 
 
 def _check_labels(manifest: Manifest) -> None:

@@ -30,17 +30,18 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--prune", help="What to remove first: heads=0.25,ffn=0.3,layers=2.")
 @click.option("--trim-vocabulary", type=_FILE, help="Keep the tokens that these texts need: txt, csv, tsv or jsonl.")
-@click.option("--metric", help="accuracy, perplexity or parity: what --max-drop is about, on --validation.")
+@click.option("--metric", help="accuracy, perplexity, bleu or parity: what --max-drop is about, on --validation.")
 @click.option(
     "--max-drop",
     type=float,
-    help="The most that may be lost: points of accuracy (0.01 = one of a hundred), a share of a perplexity, or of the range. "
+    help="The most that may be lost: points of accuracy (0.01 is one of a hundred) or BLEU, a share of a perplexity or range. "
     "The worst parts are kept in more bits until it holds, or nothing is written.",
 )
 @click.option("--sensitivity", is_flag=True, help="With --metric: rank the parts by what each costs, in any case.")
 @click.option("--ranges", help="full-int8: how activations' ranges are chosen: minmax, percentile or mse.")
 @click.option("--integer-io", is_flag=True, help="full-int8: integers at inputs and outputs too, as an Edge TPU wants.")
 @click.option("--tokenizer", type=_FILE, help="tokenizer.json, vocab.txt, SentencePiece .model or a preset folder.")
+@click.option("--target-tokenizer", type=_FILE, help="Translation: the tokenizer of the answers, where it is another.")
 @click.option("--labels", type=_FILE, help="Class names in order: a line each, or a JSON list.")
 @click.option(
     "--calibration",
@@ -78,6 +79,7 @@ def convert(
     ranges: str | None,
     integer_io: bool,
     tokenizer: Path | None,
+    target_tokenizer: Path | None,
     labels: Path | None,
     calibration: Path | None,
     validation: Path | None,
@@ -110,6 +112,7 @@ def convert(
             ranges=ranges,
             integer_io=integer_io,
             tokenizer=tokenizer,
+            target_tokenizer=target_tokenizer,
             labels=labels,
             calibration=calibration,
             validation=validation,
@@ -131,7 +134,7 @@ def _print_summary(path: Path, manifest: Manifest) -> None:
     model = manifest.model
     how = f"recognised as {model.family}" if model.family else f"traced ({model.reason})"
     click.echo(f"{path}: {model.source}, {model.parameters:,} parameters, {how}, recipe {manifest.recipe}")
-    language = manifest.task == "generate"
+    language = manifest.task in ("generate", "translate", "transcribe")
     last = ("same token", "perplexity") if language else ("same label", "accuracy")
     table(
         [summary_row(artifact) for artifact in manifest.artifacts],
