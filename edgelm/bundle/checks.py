@@ -129,9 +129,9 @@ def _check_signature(signature: Signature) -> None:
     name, length = signature.name, signature.sequence_length
     if length is not None and length < 1:
         raise BundleError(f"manifest.json gives the signature '{name}' {length} tokens.")
-    if not signature.inputs or not (signature.outputs or signature.kind == "prefill"):
+    if not signature.inputs or not (signature.outputs or signature.kind in ("prefill", "encode")):
         raise BundleError(f"manifest.json gives the signature '{name}' no input or no output.")
-    if (signature.kind in ("run", "encode")) != (signature.cache is None):
+    if (signature.kind in ("run", "encode", "reorder")) != (signature.cache is None):
         raise BundleError(
             f"manifest.json gives the signature '{name}' the kind '{signature.kind}', and no cache with it."
         )

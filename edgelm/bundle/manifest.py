@@ -122,7 +122,8 @@ class Signature:
         outputs: In the order of the file, without the cache.
         kind: ``run``: one call is the whole answer; ``prefill``: fills the cache, gives nothing else; ``decode``: fills it,
             and gives the scores of the token after the last one; ``verify``: gives those after each of its tokens; ``encode``:
-            reads a source, and gives what the decoder attends to.
+            reads a source, and gives what the decoder attends to; ``reorder``: takes the numbers of rows, and one tensor of a
+            cache, and gives that tensor with these rows, which is what beam search does with its beams.
         cache: Of a model that generates.
         source: Of an encoder-decoder, the keys and values of the source: `encode` gives them under the names of ``outputs``,
             the others take them under those of ``inputs``.
@@ -135,7 +136,7 @@ class Signature:
     sequence_length: int | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    kind: Literal["run", "prefill", "decode", "verify", "encode"] = "run"
+    kind: Literal["run", "prefill", "decode", "verify", "encode", "reorder"] = "run"
     cache: CacheRecord | None = None
     source: CacheRecord | None = None
     rows: int | None = 1

@@ -1,8 +1,8 @@
 """Attention of a decoder as TFLite: over the keys and values of its own tokens, in a cache, and over those of a source.
 
-Dimensions: ``b`` rows, which are sequences that go on side by side from the same position, ``n`` tokens of each (one of the two
-is 1), ``T`` positions of the cache, ``S`` of the source, ``D`` width, ``H`` heads, ``K`` key/value heads, ``A`` width of a head.
-Activations are ``(b*n, D)``.
+Dimensions: ``b`` rows, which are sequences that go on side by side from the same position, ``n`` tokens of each (one of the
+two is 1), ``T`` positions of the cache, ``S`` of the source, ``D`` width, ``H`` heads, ``K`` key/value heads, ``A`` width of a
+head. Activations are ``(b*n, D)``.
 
 A cache is ``(b, K, T, A)``. LiteRT-LM's own exporter writes ``(1, T, K, A)``, and takes any: with that order the graph has to
 turn the whole cache around at every token, which takes 6-43 % more of the attention's time (LiteRT 2.3, one AVX-512 core,

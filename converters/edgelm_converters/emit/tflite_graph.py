@@ -251,12 +251,12 @@ class Graph:
         return self._operator("DYNAMIC_UPDATE_SLICE", (whole, part, start), whole.shape, options=options)
 
     def gather(self, table: Value, ids: Value) -> Value:
-        """Rows of a table ``(V, E)``, in the table's own type; ids ``(n,)``."""
+        """Rows of a table ``(V, …)``, in the table's own type; ids int32 of any shape."""
         version = {"int8": 2, "int16": 4}.get(table.dtype, 1)
         return self._operator(
             "GATHER",
             (table, ids),
-            (*ids.shape, table.shape[1]),
+            (*ids.shape, *table.shape[1:]),
             version=version,
             options=("GatherOptions", {}),
             quantization=table.quantization,

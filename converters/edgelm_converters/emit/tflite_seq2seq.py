@@ -2,6 +2,7 @@
 
 For each length S of a source there is ``encode_{S}``, which reads it once, and for each number of beams b a signature that
 computes one token of an answer: ``decode_{S}`` for one row, ``decode_{S}_x{b}`` for several. All share one copy of the weights.
+``reorder_x{b}`` lets the beams go on with each other's caches, one tensor of them at a time.
 
 There is no signature for several tokens of an answer: what an answer is forced to begin with is 1 token of a translation and up
 to 4 of a transcription, whose source takes as long to read as 100 tokens to compute.
@@ -29,16 +30,15 @@ from edgelm_converters.emit.tflite_cached import (
     step_inputs,
     token_scores,
 )
-from edgelm_converters.emit.tflite_encoder import padding_mask
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
-from edgelm_converters.emit.tflite_source import SOURCE_KEYS, SOURCE_VALUES, build_source, source_positions
+from edgelm_converters.emit.tflite_source import SOURCE_BIAS, SOURCE_KEYS, SOURCE_VALUES, build_source, source_positions
 from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import Attention, Source, TokenHead, TransformerSpec
 
 __all__ = ["emit_tflite_seq2seq"]
 
-_SOURCE_MASK = "source_mask"
+_ROWS, _TAKEN, _GIVEN = "rows", "cache", "reordered"
 
 
 def emit_tflite_seq2seq(
@@ -53,8 +53,8 @@ def emit_tflite_seq2seq(
     """Write an encoder-decoder as a TFLite file.
 
     Takes little more memory than the weights in the recipe's form. ``encode_{S}`` gives every decoder layer's keys and values
-    of the source, float32 ``(1, K, S, A)``, that all rows read. A signature that decodes takes one token of each row, int32
-    ``(b, 1)``, its position, int32 ``(1,)``, which tokens of the source count, int32 ``(1, S)``, where not all do, and the
+    of the source, float32 ``(1, K, S, A)``, that all rows read, and what is added to the scores of its padding, if it may have
+    any. A signature that decodes takes these, one token of each row, int32 ``(b, 1)``, its position, int32 ``(1,)``, and the
     caches, float32 ``(b, K, T, A)``. It gives the scores, float32 ``(b, 1, V)``, and the caches, and updates them in place
     where input and output are one buffer.
 
@@ -69,7 +69,7 @@ def emit_tflite_seq2seq(
 
     Returns:
         The signatures, by the source's length; of each, the one that encodes, then the others by their rows. `Signature.source`
-        has the positions in the encoder: half of the frames of audio.
+        has the positions in the encoder: half of the frames of audio. Those that reorder rows come last.
 
     Raises:
         RecipeError: There is no such recipe, or its floats cannot hold the weights.
@@ -95,6 +95,11 @@ def emit_tflite_seq2seq(
             positions = source_positions(source, count)
             _build_decode(Graph(store.weights, decode.name), store, spec, head, positions, target_length, rows)
             signatures.append(decode)
+    for rows in beams:
+        if rows > 1:
+            reorder = _reorder_signature(signatures[1], rows)
+            _build_reorder(Graph(store.weights, reorder.name), reorder)
+            signatures.append(reorder)
     write_model(model, path)
     return tuple(signatures)
 
@@ -105,9 +110,8 @@ def _build_decode(
     """Add the decoder to an empty graph, for one token of each row, with its inputs and outputs."""
     tokens, places = step_inputs(graph, rows=rows, count=1)
     masked = spec.source is not None and spec.source.mask != "none"
-    counted = graph.input(_SOURCE_MASK, (1, positions), "int32") if masked else None
+    padding = graph.input(SOURCE_BIAS, (1, 1, 1, positions), "float32") if masked else None
     layers = spec.decoder.layers
-    padding = padding_mask(graph, counted).padding
     sources = [_source_inputs(graph, layer.cross_attention, i, positions) for i, layer in enumerate(layers)]
     caches = [cache_inputs(graph, layer.attention, i, rows=rows, length=length) for i, layer in enumerate(layers)]
     step = Step.at(graph, places, rows=rows, length=length)
@@ -122,6 +126,26 @@ def _build_decode(
     for index, (keys, values) in enumerate(written):
         graph.output(KEYS.format(i=index), keys)
         graph.output(VALUES.format(i=index), values)
+
+
+def _build_reorder(graph: Graph, signature: Signature) -> None:
+    """Add what copies rows to an empty graph.
+
+    One tensor, and not a whole cache, since a copy cannot be made in place: the device needs room for one more tensor, and
+    not for a second cache. On the device's host the same takes three times as long.
+    """
+    rows, taken = (
+        graph.input(port.name, tuple(extent or 0 for extent in port.shape), port.dtype) for port in signature.inputs
+    )
+    graph.output(_GIVEN, graph.gather(taken, rows))
+
+
+def _reorder_signature(decode: Signature, rows: int) -> Signature:
+    if decode.cache is None:
+        raise ValueError(f"'{decode.name}' has no cache.")
+    shape = (rows, *decode.cache.shape[1:])
+    inputs = (Port(_ROWS, "int32", (rows,), "raw"), Port(_TAKEN, "float32", shape, "raw"))
+    return Signature(f"reorder_x{rows}", None, inputs, (Port(_GIVEN, "float32", shape, "raw"),), "reorder", rows=rows)
 
 
 def _source_inputs(graph: Graph, attention: Attention | None, index: int, positions: int) -> Cache:
@@ -197,7 +221,12 @@ def _check_attention(spec: TransformerSpec) -> None:
 
 def _encode_signature(spec: TransformerSpec, source: Source, count: int) -> Signature:
     return Signature(
-        f"encode_{count}", count, tuple(_source_ports(source, count)), (), "encode", source=_record(spec, source, count)
+        f"encode_{count}",
+        count,
+        tuple(_source_ports(source, count)),
+        _bias_ports(source, count),
+        "encode",
+        source=_record(spec, source, count),
     )
 
 
@@ -208,6 +237,11 @@ def _source_ports(source: Source, count: int) -> Iterator[Port]:
     yield Port(source.input, "int32", (1, count), "source_ids")
     if source.mask_input is not None:
         yield Port(source.mask_input, "int32", (1, count), "source_mask")
+
+
+def _bias_ports(source: Source, count: int) -> tuple[Port, ...]:
+    shape = (1, 1, 1, source_positions(source, count))
+    return () if source.mask == "none" else (Port(SOURCE_BIAS, "float32", shape, "raw"),)
 
 
 def _record(spec: TransformerSpec, source: Source, count: int) -> CacheRecord:
@@ -222,8 +256,7 @@ def _record(spec: TransformerSpec, source: Source, count: int) -> CacheRecord:
 def _decode_signature(spec: TransformerSpec, source: Source, count: int, length: int, rows: int) -> Signature:
     record = _record(spec, source, count)
     inputs = [Port(TOKENS, "int32", (rows, 1), "token_ids"), Port(POSITIONS, "int32", (1,), "positions")]
-    if source.mask != "none":
-        inputs.append(Port(_SOURCE_MASK, "int32", (1, record.length), "source_mask"))
+    inputs.extend(_bias_ports(source, count))
     scores = Port(LOGITS, "float32", (rows, 1, spec.vocabulary_size), "logits")
     attention = spec.decoder.layers[0].attention
     shape = (rows, attention.kv_heads, length, attention.head_dim)

@@ -6,6 +6,8 @@ bands, ``D`` width, ``K`` key/value heads, ``A`` width of a head. Activations ar
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from edgelm_converters.emit.tflite_blocks import activated, apply_norm
@@ -14,12 +16,12 @@ from edgelm_converters.emit.tflite_graph import Graph, Value
 from edgelm_converters.emit.tflite_weights import Store, plain
 from edgelm_converters.spec import AudioFrontEnd, Float32, Linear, Source, TransformerSpec
 
-__all__ = ["SOURCE_KEYS", "SOURCE_VALUES", "build_source", "source_positions"]
+__all__ = ["SOURCE_BIAS", "SOURCE_KEYS", "SOURCE_VALUES", "build_source", "source_positions"]
 
-SOURCE_KEYS, SOURCE_VALUES = "source_k_{i}", "source_v_{i}"
+SOURCE_KEYS, SOURCE_VALUES, SOURCE_BIAS = "source_k_{i}", "source_v_{i}", "source_bias"
 # Of what hears, 0.5 million of Whisper tiny's 37 million weights: int8 is as fast as the layers behind are, and 4 bits would
 # save nothing that shows.
-_AUDIO_BITS = 8
+_AUDIO_BITS: Literal[8] = 8
 
 
 def source_positions(source: Source, count: int) -> int:
@@ -32,7 +34,8 @@ def build_source(graph: Graph, store: Store, spec: TransformerSpec, count: int, 
 
     Inputs are the source's: ids int32 ``(1, n)``, with a mask int32 ``(1, n)`` where the model takes one, or frames float32
     ``(1, n, M)``. Outputs are ``source_k_0``, ``source_v_0`` and so on, float32 ``(1, K, S, A)``: the source's keys and values
-    for every layer of the decoder, computed once for all tokens of all answers.
+    for every layer of the decoder, computed once for all tokens of all answers. Where not all of a source counts, there is
+    also ``source_bias``, float32 ``(1, 1, 1, S)``: what a decoder adds to the scores of it.
 
     Args:
         graph: The graph, named as its signature.
@@ -47,6 +50,8 @@ def build_source(graph: Graph, store: Store, spec: TransformerSpec, count: int, 
     x, mask = _read(graph, store, source, count, counts)
     for layer in spec.encoder.layers:
         x = encoder_layer(graph, store, layer, x, mask, first_only=False, shared=False)
+    if mask.padding is not None:
+        graph.output(SOURCE_BIAS, mask.padding)
     if spec.encoder.final_norm is not None:
         x = apply_norm(graph, spec.encoder.final_norm, x)
     for index, layer in enumerate(spec.decoder.layers):
