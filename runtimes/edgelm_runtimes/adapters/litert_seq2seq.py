@@ -1,0 +1,391 @@
+"""Encoder-decoders in LiteRT: a source is read once, and the caches of the answers stay inside the runtime.
+
+What ``encode`` gives of a source is in the buffers that every decoding step reads, and a cache's buffer is input and output of
+a step: nothing of either is copied. Beams that change places are copied from a tensor of the cache to a spare one, by LiteRT,
+and the two change roles.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.bundle import CacheRecord, Port, Signature
+from edgelm.errors import ExecutionError, RuntimeUnavailableError
+from edgelm_runtimes.adapters.litert import check_signature, open_model
+from edgelm_runtimes.adapters.shared import closed, first_line, version
+from edgelm_runtimes.program import ProgramFacts, ProgramOptions
+
+__all__ = ["open_seq2seq"]
+
+_RUNTIME = "litert"
+_DISTRIBUTION = "ai-edge-litert"
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """The signatures for one length of the source.
+
+    Attributes:
+        count: Tokens or frames that it reads.
+        encode: Reads them.
+        decode: Takes one token of each row, by the number of rows.
+    """
+
+    count: int
+    encode: Signature
+    decode: Mapping[int, Signature]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a file has, checked.
+
+    Attributes:
+        buckets: By the source's length, ascending; all with the same numbers of rows.
+        reorder: Changes the rows of one tensor of a cache, by the number of rows.
+        target_length: Positions of the caches.
+        vocabulary_size: Scores of a step.
+    """
+
+    buckets: tuple[_Bucket, ...]
+    reorder: Mapping[int, Signature]
+    target_length: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A signature that is ready to be run.
+
+    Attributes:
+        index: Its number in the file.
+        inputs: Buffers in the order of the file.
+        outputs: Likewise.
+    """
+
+    index: int
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+@dataclass
+class _Rows:
+    """The answers in the making, of one number of rows: their buffers serve sources of any length.
+
+    Attributes:
+        ports: Tokens, positions and scores, by name.
+        caches: By name; which buffer holds which changes when rows do.
+        spare: What a tensor with changed rows is written to; None where there is one row.
+    """
+
+    ports: dict[str, Any]
+    caches: dict[str, Any]
+    spare: Any = None
+    numbers: Any = None  # of the rows to take
+
+
+@dataclass
+class _State:
+    """What was read and computed last."""
+
+    bucket: _Bucket
+    rows: int
+    step: _Call
+    computed: int = field(default=0)
+
+
+class _LiteRtSeq2Seq:
+    """A `Seq2SeqProgram` on a `CompiledModel`."""
+
+    def __init__(self, model: Any, plan: _Plan, facts: ProgramFacts) -> None:
+        self._model: Any = model
+        self._plan = plan
+        self._facts = facts
+        self._sources: dict[int, dict[str, Any]] = {}  # buffers by name, by the tokens of a bucket
+        self._rows: dict[int, _Rows] = {}
+        self._state: _State | None = None
+
+    @property
+    def facts(self) -> ProgramFacts:
+        """See `Seq2SeqProgram.facts`."""
+        return self._facts
+
+    @property
+    def source_length(self) -> int:
+        """See `Seq2SeqProgram.source_length`."""
+        return self._plan.buckets[-1].count
+
+    @property
+    def target_length(self) -> int:
+        """See `Seq2SeqProgram.target_length`."""
+        return self._plan.target_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Seq2SeqProgram.vocabulary_size`."""
+        return self._plan.vocabulary_size
+
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """See `Seq2SeqProgram.row_counts`."""
+        return tuple(self._plan.buckets[0].decode)
+
+    def encode(self, source: NDArray[np.int32] | NDArray[np.float32], lengths: NDArray[np.int32], beams: int) -> None:
+        """See `Seq2SeqProgram.encode`."""
+        if self._model is None:
+            raise closed(_RUNTIME)
+        bucket = _fitting(self._plan, source, lengths, beams)
+        self._state = None  # a call that fails leaves half of a source
+        try:
+            buffers = self._source(bucket)
+            _write_source(bucket, buffers, source[:, : lengths[0]])
+            call = self._call(bucket.encode, buffers)
+            self._model.run_by_index(call.index, call.inputs, call.outputs)
+            self._state = _State(bucket, beams, self._step(bucket, beams))
+        except (RuntimeError, ValueError) as error:
+            raise ExecutionError(f"litert failed in '{bucket.encode.name}': {first_line(error)}") from error
+
+    def forward(self, ids: NDArray[np.int32], start: int) -> NDArray[np.float32]:
+        """See `Seq2SeqProgram.forward`."""
+        state = self._read_state()
+        self._check(state, ids, start)
+        rows = self._rows[state.rows]
+        decode = state.bucket.decode[state.rows]
+        tokens, positions = (rows.ports[port.name] for port in decode.inputs[:2])
+        # A call that fails may have written some of its positions.
+        state.computed = start
+        try:
+            for place, column in enumerate(ids.T, start):
+                tokens.write(column)
+                positions.write(np.array([place], np.int32))
+                self._model.run_by_index(state.step.index, state.step.inputs, state.step.outputs)
+            scores = rows.ports[decode.outputs[0].name].read(state.rows * self.vocabulary_size, np.float32)
+        except (RuntimeError, ValueError) as error:
+            raise ExecutionError(f"litert failed at the position {start}: {first_line(error)}") from error
+        state.computed = start + ids.shape[1]
+        found: NDArray[np.float32] = scores.reshape(state.rows, self.vocabulary_size)
+        return found
+
+    def reorder(self, rows: NDArray[np.int32], length: int) -> None:
+        """See `Seq2SeqProgram.reorder`."""
+        state = self._read_state()
+        if rows.shape != (state.rows,) or rows.dtype != np.int32 or rows.min() < 0 or rows.max() >= state.rows:
+            raise ExecutionError(
+                f"Rows are taken from int32 ({state.rows},), each from 0 to {state.rows - 1}, and {rows.dtype} "
+                f"{rows.tolist()} was given."
+            )
+        if not 0 <= length <= state.computed:
+            raise ExecutionError(f"{length} positions were to be kept, and {state.computed} are computed.")
+        if length and (rows != np.arange(state.rows)).any():
+            try:
+                self._reorder(state, rows)
+            except (RuntimeError, ValueError) as error:
+                self._state = None  # some tensors have the old rows, some the new ones
+                raise ExecutionError(f"litert failed to reorder rows: {first_line(error)}") from error
+        state.computed = length
+
+    def close(self) -> None:
+        """See `Seq2SeqProgram.close`."""
+        self._state = None  # before the model that the buffers belong to
+        self._sources.clear()
+        self._rows.clear()
+        self._model = None
+
+    def _read_state(self) -> _State:
+        if self._model is None:
+            raise closed(_RUNTIME)
+        if self._state is None:
+            raise ExecutionError("No source was read: an answer begins with 'encode'.")
+        return self._state
+
+    def _check(self, state: _State, ids: NDArray[np.int32], start: int) -> None:
+        if ids.ndim != 2 or ids.shape[0] != state.rows or not ids.shape[1] or ids.dtype != np.int32:
+            raise ExecutionError(
+                f"{state.rows} rows take int32 ids ({state.rows}, n) with n >= 1, not {ids.dtype} {list(ids.shape)}."
+            )
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.vocabulary_size:
+            raise ExecutionError(
+                f"The id {lowest if lowest < 0 else highest} is outside of the vocabulary, 0 to "
+                f"{self.vocabulary_size - 1}: the tokenizer and the model do not belong together."
+            )
+        if not 0 <= start <= state.computed:
+            raise ExecutionError(
+                f"The position {start} was asked for, and {state.computed} are computed: begin at one of those, or at the next."
+            )
+        if start + ids.shape[1] > self.target_length:
+            raise ExecutionError(
+                f"{ids.shape[1]} tokens from the position {start} on do not fit in the {self.target_length} of an answer."
+            )
+
+    def _reorder(self, state: _State, rows: NDArray[np.int32]) -> None:
+        answers, signature = self._rows[state.rows], self._plan.reorder[state.rows]
+        answers.numbers.write(rows)
+        numbers, taken = (port.name for port in signature.inputs)
+        for name, buffer in answers.caches.items():
+            buffers = {numbers: answers.numbers, taken: buffer, signature.outputs[0].name: answers.spare}
+            call = self._call(signature, buffers)
+            self._model.run_by_index(call.index, call.inputs, call.outputs)
+            answers.caches[name], answers.spare = answers.spare, buffer
+        state.step = self._step(state.bucket, state.rows)
+
+    def _step(self, bucket: _Bucket, count: int) -> _Call:
+        """Return the decoding step of so many rows for the source that is in the bucket's buffers."""
+        decode = bucket.decode[count]
+        rows = self._rows.get(count)
+        if rows is None:
+            rows = self._rows[count] = self._make_rows(decode, count)
+        return self._call(decode, {**self._source(bucket), **rows.ports, **rows.caches})
+
+    def _make_rows(self, decode: Signature, count: int) -> _Rows:
+        ports = {}
+        for port in decode.inputs[:2]:
+            ports[port.name] = self._model.create_input_buffer_by_name(decode.name, port.name)
+        scores = decode.outputs[0].name
+        ports[scores] = self._model.create_output_buffer_by_name(decode.name, scores)
+        caches = {}
+        for port in _ports(decode.cache, outputs=False):
+            caches[port.name] = self._model.create_input_buffer_by_name(decode.name, port.name)
+            # A NaN in a hidden position would reach the answer.
+            caches[port.name].write(np.zeros(_extents(port.shape), np.float32))
+        if count == 1:
+            return _Rows(ports, caches)
+        reorder = self._plan.reorder[count]
+        numbers = self._model.create_input_buffer_by_name(reorder.name, reorder.inputs[0].name)
+        spare = self._model.create_output_buffer_by_name(reorder.name, reorder.outputs[0].name)
+        return _Rows(ports, caches, spare, numbers)
+
+    def _source(self, bucket: _Bucket) -> dict[str, Any]:
+        """Return the buffers of what a bucket reads and gives; made once, when it is first used."""
+        known = self._sources.get(bucket.count)
+        if known is None:
+            encode = bucket.encode
+            known = {p.name: self._model.create_input_buffer_by_name(encode.name, p.name) for p in encode.inputs}
+            for port in (*encode.outputs, *_ports(encode.source, outputs=True)):
+                known[port.name] = self._model.create_output_buffer_by_name(encode.name, port.name)
+            self._sources[bucket.count] = known
+        return known
+
+    def _call(self, signature: Signature, buffers: Mapping[str, Any]) -> _Call:
+        names = self._model.get_signature_list()[signature.name]
+        return _Call(
+            self._model.get_signature_index(signature.name),
+            [buffers[name] for name in names["inputs"]],
+            [buffers[name] for name in names["outputs"]],
+        )
+
+
+def _fitting(plan: _Plan, source: NDArray[Any], lengths: NDArray[np.int32], beams: int) -> _Bucket:
+    """Return the smallest bucket that a source fits in, once all that was given for it makes sense."""
+    port = plan.buckets[0].encode.inputs[0]
+    shape = (1, "n", *port.shape[2:])
+    if source.dtype != port.dtype or source.ndim != len(port.shape) or source.shape[0] != 1:
+        raise ExecutionError(
+            f"This model reads one source at a time, {port.dtype} {shape}, not {source.dtype} {source.shape}."
+        )
+    if source.shape[2:] != port.shape[2:]:
+        raise ExecutionError(f"This model reads {port.dtype} {shape}, not {source.dtype} {source.shape}.")
+    longest = plan.buckets[-1].count
+    if lengths.shape != (1,) or not 1 <= lengths[0] <= source.shape[1]:
+        raise ExecutionError(f"A source of {source.shape[1]} cannot have the lengths {lengths.tolist()}.")
+    if beams not in plan.buckets[0].decode:
+        raise ExecutionError(
+            f"This file answers with {', '.join(map(str, plan.buckets[0].decode))} rows of a source, not with {beams}: "
+            "convert the model again with that many beams."
+        )
+    if lengths[0] > longest:
+        raise ExecutionError(f"A source of {lengths[0]} is longer than the {longest} that this file reads.")
+    bucket = next(bucket for bucket in plan.buckets if bucket.count >= lengths[0])
+    if not bucket.encode.outputs and bucket.count != lengths[0]:
+        counts = ", ".join(str(bucket.count) for bucket in plan.buckets)
+        raise ExecutionError(
+            f"This model sees its padding, so that a source has exactly {counts} tokens or frames, not {lengths[0]}."
+        )
+    return bucket
+
+
+def _write_source(bucket: _Bucket, buffers: Mapping[str, Any], source: NDArray[Any]) -> None:
+    """Write a source of its own length, filled up with zeros, and where it ends if the model takes that."""
+    length = source.shape[1]
+    for port in bucket.encode.inputs:
+        filled = np.zeros(_extents(port.shape), port.dtype)
+        filled[:, :length] = 1 if port.role == "source_mask" else source
+        buffers[port.name].write(filled)
+
+
+def _ports(record: CacheRecord | None, *, outputs: bool) -> list[Port]:
+    """Return the tensors of a cache, or of a source's keys and values."""
+    if record is None:
+        return []
+    names = record.outputs if outputs else record.inputs
+    pairs = itertools.product(range(record.layers), names)
+    return [Port(name.format(i=layer), record.dtype, record.shape, "raw") for layer, name in pairs]
+
+
+def _extents(shape: Iterable[int | None]) -> tuple[int, ...]:
+    return tuple(extent or 0 for extent in shape)
+
+
+def open_seq2seq(file: Path, signatures: tuple[Signature, ...], options: ProgramOptions) -> _LiteRtSeq2Seq:
+    """Open a TFLite file whose signatures encode and decode.
+
+    Raises:
+        RuntimeUnavailableError: LiteRT refuses it, or it is not what the manifest describes.
+    """
+    plan = _planned(file, signatures)
+    threads = options.threads or 1
+    model = open_model(file, threads)
+    for signature in signatures:
+        check_signature(model, _whole(signature))
+    facts = ProgramFacts(_RUNTIME, version(_DISTRIBUTION), "cpu", threads, "XNNPACK")
+    return _LiteRtSeq2Seq(model, plan, facts)
+
+
+def _planned(file: Path, signatures: tuple[Signature, ...]) -> _Plan:
+    """Return what a file has.
+
+    Raises:
+        RuntimeUnavailableError: Something is missing, or does not go together.
+    """
+    encoders = sorted((s for s in signatures if s.kind == "encode"), key=lambda s: s.sequence_length or 0)
+    decoders = [s for s in signatures if s.kind == "decode"]
+    caches = {(s.cache.inputs, s.cache.length, s.cache.shape[1:]) for s in decoders if s.cache is not None}
+    in_place = all(
+        s.cache is not None and s.cache.inputs == s.cache.outputs and s.cache.length and s.rows for s in decoders
+    )
+    if not encoders or not decoders or not in_place or len(caches) > 1:
+        raise RuntimeUnavailableError(
+            f"litert runs an encoder-decoder only with signatures that encode, and that decode with caches of one fixed "
+            f"length, updated in place: {file.name} has no such. Convert it again with this edgelm."
+        )
+    buckets = []
+    for encode in encoders:
+        fitting = [s for s in decoders if s.source == encode.source]
+        buckets.append(_Bucket(encode.sequence_length or 0, encode, {s.rows or 1: s for s in fitting}))
+    counts = {tuple(sorted(bucket.decode)) for bucket in buckets}
+    reorder = {s.rows or 1: s for s in signatures if s.kind == "reorder"}
+    (rows, *others) = counts
+    if others or not rows or not set(rows) <= {1, *reorder}:
+        raise RuntimeUnavailableError(
+            f"{file.name} does not decode each length of a source with the same numbers of rows, or cannot reorder them: "
+            "the manifest and the model do not belong together."
+        )
+    decode = buckets[0].decode[rows[0]]
+    length = 0 if decode.cache is None else decode.cache.length or 0
+    return _Plan(tuple(buckets), reorder, length, decode.outputs[0].shape[-1] or 0)
+
+
+def _whole(signature: Signature) -> Signature:
+    """Return a signature with the cache and the source among its inputs and outputs, as the file has them."""
+    source, cache = signature.source, signature.cache
+    if signature.kind == "encode":
+        return replace(signature, outputs=(*signature.outputs, *_ports(source, outputs=True)))
+    inputs = (*signature.inputs, *_ports(source, outputs=False), *_ports(cache, outputs=False))
+    return replace(signature, inputs=inputs, outputs=(*signature.outputs, *_ports(cache, outputs=True)))
