@@ -41,6 +41,7 @@ from edgelm_runtimes.adapters.shared import (
     unknown_signature,
     version,
 )
+from edgelm_runtimes.litert_package import prepare_litert
 from edgelm_runtimes.program import Arrays, ProgramFacts, ProgramOptions
 
 __all__ = ["check_signature", "open_model", "open_program"]
@@ -138,6 +139,7 @@ def open_model(file: Path, threads: int) -> Any:
     Raises:
         RuntimeUnavailableError: LiteRT refuses the file.
     """
+    prepare_litert()
     from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
     cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=_CACHE_IN_MEMORY)
