@@ -26,11 +26,22 @@ from typing import Protocol
 import numpy as np
 
 from edgelm_converters.emit.onnx_graph import Graph
+from edgelm_converters.emit.onnx_relative import bias_by_distance
 from edgelm_converters.emit.onnx_weights import BOOL, Weights
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import Activation, Attention, FeedForward, Layer, Linear, Norm, TransformerSpec
 
-__all__ = ["Flow", "Products", "activate", "embed", "encode_layer", "feed_forward", "normalise", "start"]
+__all__ = [
+    "Flow",
+    "Products",
+    "activate",
+    "embed",
+    "encode_layer",
+    "feed_forward",
+    "normalise",
+    "shared_kernels",
+    "start",
+]
 
 # Added to the score of a token that is not seen. exp underflows to 0 beside any score, and where no token at all is seen
 # the scores vanish in its rounding (64): a mean over all tokens, as Keras has it.
@@ -101,7 +112,7 @@ def start(spec: TransformerSpec, graph: Graph, recipe: Recipe) -> Flow:
         counted = spec.mask_input if spec.mask == "input" and spec.mask_input is not None else spec.token_input
         real = graph.node("Cast", counted, to=BOOL)
     return Flow(
-        weights=Weights(graph, recipe, _shared_kernels(spec)),
+        weights=Weights(graph, recipe, shared_kernels(spec)),
         tokens=tokens,
         segments=segments,
         length=graph.constant([fixed]) if fixed is not None else graph.node("Shape", tokens, start=0, end=1),
@@ -110,7 +121,7 @@ def start(spec: TransformerSpec, graph: Graph, recipe: Recipe) -> Flow:
     )
 
 
-def _shared_kernels(spec: TransformerSpec) -> frozenset[int]:
+def shared_kernels(spec: TransformerSpec) -> frozenset[int]:
     """Return the ids of the kernels that more than one layer uses, as ALBERT's layers do."""
     kernels: Counter[int] = Counter()
     for layer in spec.encoder.layers:
@@ -227,9 +238,9 @@ def _attend(flow: Flow, attention: Attention, x: str, *, first_only: bool) -> st
     scores = graph.node(
         "FusedMatMul", query, key, contrib=True, alpha=attention.scale, transB=1, transBatchA=1, transBatchB=1
     )
-    hidden = _hidden(flow, attention)
-    if hidden is not None:
-        scores = graph.node("Add", scores, hidden)
+    added = _added(flow, attention)
+    if added is not None:
+        scores = graph.node("Add", scores, added)
     mixed = graph.node("FusedMatMul", graph.node("Softmax", scores, axis=-1), value, contrib=True, transBatchB=1)
     if not first_only:  # (B*H, 1, A) is in order already
         mixed = graph.node("Transpose", mixed, perm=(1, 0, 2))
@@ -245,6 +256,19 @@ def _repeat(flow: Flow, attention: Attention, x: str) -> str:
         return flow.split(x, -1, A)
     repeated = graph.node("Expand", flow.split(x, -1, 1, A), graph.constant([1, 1, times, 1]))
     return flow.split(repeated, -1, A)
+
+
+def _added(flow: Flow, attention: Attention) -> str | None:
+    """Return what is added to scores ``(B*H, n, n)``: what hides tokens, and the bias of their distance. None for nothing."""
+    graph, hidden = flow.graph, _hidden(flow, attention)
+    if attention.relative is None:
+        return hidden
+    zero, one = (graph.constant(np.array(value)) for value in (0, 1))
+    places = graph.node("Range", zero, graph.node("Squeeze", flow.length), one)
+    shape = graph.node("Concat", flow.batch, graph.constant([attention.heads, 1, 1]), axis=0)
+    bias = graph.node("Expand", bias_by_distance(graph, attention.relative, places, places), shape)  # (B, H, n, n)
+    bias = graph.node("Reshape", bias, graph.node("Concat", graph.constant([-1]), flow.length, flow.length, axis=0))
+    return bias if hidden is None else graph.node("Add", hidden, bias)
 
 
 def _hidden(flow: Flow, attention: Attention) -> str | None:

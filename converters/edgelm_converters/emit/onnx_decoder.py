@@ -28,13 +28,13 @@ from edgelm_converters.emit.onnx_blocks import normalise
 from edgelm_converters.emit.onnx_decoder_blocks import DecoderFlow, cached_width, decode_layer
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights
 from edgelm_converters.emit.onnx_graph import Graph
+from edgelm_converters.emit.onnx_weights import INT32
 from edgelm_converters.emit.quantize import check_finite, weight_recipe
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import TokenHead, TransformerSpec
 
 __all__ = ["emit_onnx_decoder"]
 
-_INT32 = 6  # onnx.TensorProto's number, as a Cast takes it
 _IDS, _MASK, _LOGITS, _COUNT = "input_ids", "attention_mask", "logits", "logits_count"
 # Up to 1.23, GroupQueryAttention saw one position more than local_window_size says (tried: 1.22.1, 1.23.2; right in 1.24.1).
 _WINDOWS_FROM = "1.24"
@@ -104,6 +104,10 @@ def _check(spec: TransformerSpec, context_length: int) -> TokenHead:
         raise ModelError(
             f"The decoder of '{spec.name}' has a layer that sees what comes after a token: it cannot be cached."
         )
+    if any(layer.attention.relative or layer.cross_attention for layer in spec.decoder.layers):
+        raise ModelError(
+            f"The decoder of '{spec.name}' has relative positions or reads a source, as encoder-decoders do: convert it as one."
+        )
     longest = spec.max_length if spec.embeddings.position is None else len(spec.embeddings.position)
     if context_length < 1 or (longest is not None and context_length > longest):
         raise ConversionError(
@@ -122,8 +126,8 @@ def _start(graph: Graph, recipe: Recipe, context_length: int) -> DecoderFlow:
     return DecoderFlow(
         weights=DecoderWeights(graph, recipe),
         shape=graph.node("Shape", _IDS),
-        lengths=graph.node("Cast", lengths, to=_INT32),
-        total=graph.node("Cast", graph.node("Squeeze", total), to=_INT32),
+        lengths=graph.node("Cast", lengths, to=INT32),
+        total=graph.node("Cast", graph.node("Squeeze", total), to=INT32),
         context_length=context_length,
         counts=(graph.node("Sub", length, count), length),
     )

@@ -15,6 +15,7 @@ zeros, which changes no score and no mixed value. Where only a part of a head is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,11 +25,14 @@ from numpy.typing import NDArray
 from edgelm_converters.emit.onnx_blocks import feed_forward, normalise
 from edgelm_converters.emit.onnx_decoder_weights import DecoderWeights, Kernel, linear_kernel
 from edgelm_converters.emit.onnx_graph import Graph
+from edgelm_converters.emit.onnx_relative import bias_by_distance
 from edgelm_converters.emit.quantize import stored_form
 from edgelm_converters.spec import Attention, Float32, Grid, Layer, Linear, Norm, Rotary
 
-__all__ = ["DecoderFlow", "cached_width", "decode_layer"]
+__all__ = ["CrossAttend", "DecoderFlow", "cached_width", "decode_layer"]
 
+# Of a layer's cross-attention, rows of its input and the layer's index: rows of its output.
+CrossAttend = Callable[[Attention, str, int], str]
 Places = NDArray[np.intp]
 
 
@@ -43,6 +47,8 @@ class DecoderFlow:
         total: Positions, those in the cache and the new ones, int32 scalar.
         context_length: Rows of the tables of angles.
         counts: The first token whose score is wanted and the end, ``n``: int64 ``(1,)`` both.
+        cross: What computes the cross-attention of an encoder-decoder; None in the others.
+        places: Positions of the new tokens and of all, int64 ``(n,)`` and ``(total,)``; None where no layer has a bias.
     """
 
     weights: DecoderWeights
@@ -51,6 +57,8 @@ class DecoderFlow:
     total: str
     context_length: int
     counts: tuple[str, str]
+    cross: CrossAttend | None = None
+    places: tuple[str, str] | None = None
 
     @property
     def graph(self) -> Graph:
@@ -93,15 +101,28 @@ def decode_layer(flow: DecoderFlow, layer: Layer, x: str, index: int, *, last: b
     mixed = flow.weights.product(mixed, _output_kernel(layer.attention), _bias(graph, layer.attention.output))
     if not pre:
         x = normalise(graph, layer.attention_norm, graph.node("Add", x, mixed), f"{name}/norm")
+        x = _cross(flow, layer, x, index, pre=False)
         added = feed_forward(flow.weights, layer.feed_forward, x)
         return normalise(graph, layer.feed_forward_norm, graph.node("Add", x, added), f"{name}/feed_forward_norm")
     x = graph.node("Add", x, _maybe_norm(graph, layer.attention_post_norm, mixed, f"{name}/post_norm"))
+    x = _cross(flow, layer, x, index, pre=True)
     added = feed_forward(
         flow.weights, layer.feed_forward, normalise(graph, layer.feed_forward_norm, x, f"{name}/feed_forward_norm")
     )
     return graph.node(
         "Add", x, _maybe_norm(graph, layer.feed_forward_post_norm, added, f"{name}/feed_forward_post_norm")
     )
+
+
+def _cross(flow: DecoderFlow, layer: Layer, x: str, index: int, *, pre: bool) -> str:
+    """Return rows `x` after the layer's cross-attention, where it has one."""
+    attention, norm = layer.cross_attention, layer.cross_attention_norm
+    if flow.cross is None or attention is None or norm is None:
+        return x
+    graph, name = flow.graph, f"{attention.output.name}/norm"
+    if pre:
+        return graph.node("Add", x, flow.cross(attention, normalise(graph, norm, x, name), index))
+    return normalise(graph, norm, graph.node("Add", x, flow.cross(attention, x, index)), name)
 
 
 def _maybe_norm(graph: Graph, norm: Norm | None, x: str, name: str) -> str:
@@ -129,6 +150,7 @@ def _attend(flow: DecoderFlow, attention: Attention, x: str, index: int) -> str:
         flow.lengths,
         flow.total,
         *tables,
+        *_bias_of_distances(flow, attention),
         outputs=3,
         contrib=True,
         num_heads=attention.heads,
@@ -138,6 +160,14 @@ def _attend(flow: DecoderFlow, attention: Attention, x: str, index: int) -> str:
     graph.rename(key, f"present.{index}.key")
     graph.rename(value, f"present.{index}.value")
     return graph.node("Reshape", mixed, graph.constant([-1, attention.heads * cached_width(attention)]))
+
+
+def _bias_of_distances(flow: DecoderFlow, attention: Attention) -> tuple[str, ...]:
+    """Return the inputs of ``GroupQueryAttention`` from its tables of angles on, where it has a bias ``(1, H, n, total)``."""
+    if attention.relative is None or flow.places is None:
+        return ()
+    bias = bias_by_distance(flow.graph, attention.relative, *flow.places)
+    return ("", "", "", flow.graph.node("Unsqueeze", bias, flow.graph.constant([0])))
 
 
 def _packed(flow: DecoderFlow, attention: Attention, x: str) -> str:

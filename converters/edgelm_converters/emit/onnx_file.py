@@ -11,7 +11,7 @@ import io
 import math
 import mmap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +24,7 @@ from edgelm.errors import ConversionError
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["LazyArray", "operator_histogram", "write_model"]
+__all__ = ["LazyArray", "operator_histogram", "write_model", "write_together"]
 
 # A protobuf message ends at 2 GiB; from here on the weights lie in a file of their own.
 _EXTERNAL_ABOVE = 1 << 30
@@ -72,19 +72,53 @@ def write_model(
         external_above: Bytes of weights from which on they go to ``NAME.onnx.data`` beside it; None: 1 GiB.
     """
     limit = _EXTERNAL_ABOVE if external_above is None else external_above
-    external = sum(array.nbytes for array in tensors.values()) > limit
-    data_path = path.with_name(path.name + ".data")
+    if sum(array.nbytes for array in tensors.values()) > limit:
+        write_together([(model, tensors, path)], path.with_name(path.name + ".data"))
+    else:
+        _write_file(model, tensors, path, "", {})
+
+
+def write_together(
+    models: Sequence[tuple[ModelProto, Mapping[str, NDArray[Any] | LazyArray], Path]], data_path: Path
+) -> None:
+    """Write models as `write_model` does, whose weights lie in one file, those that several of them use once.
+
+    Args:
+        models: Each without initializers, its tensors by name, and its file. A name is the same tensor in all of them.
+        data_path: The file of the weights, beside the others; it is overwritten.
+    """
+    outside = {
+        name: array for _, tensors, _ in models for name, array in tensors.items() if array.nbytes >= _EXTERNAL_TENSOR
+    }
+    places: dict[str, int] = {}
+    end = 0
+    for name, array in outside.items():
+        places[name] = -(-end // _PAGE) * _PAGE
+        end = places[name] + array.nbytes
+    for model, tensors, path in models:
+        _write_file(model, tensors, path, data_path.name, places)
+    with data_path.open("wb") as file:
+        for array in outside.values():
+            file.write(b"\0" * (-file.tell() % _PAGE))
+            _write_array(file, array)
+
+
+def _write_file(
+    model: ModelProto,
+    tensors: Mapping[str, NDArray[Any] | LazyArray],
+    path: Path,
+    data_name: str,
+    places: Mapping[str, int],
+) -> None:
+    """Write a model's own file; tensors that have a place in the file `data_name` are left out of it."""
     graph = model.graph.SerializeToString()
     model.ClearField("graph")
     records = []
-    offset = 0
     for name, array in tensors.items():
         header = _header(name, array)
-        outside = external and array.nbytes >= _EXTERNAL_TENSOR
+        outside = name in places
         if outside:
-            offset = -(-offset // _PAGE) * _PAGE
-            _point_outside(header, data_path.name, offset, array.nbytes)
-            offset += array.nbytes
+            _point_outside(header, data_name, places[name], array.nbytes)
         head = header.SerializeToString()
         if not outside:
             head += _tag(_TENSOR_RAW_DATA, array.nbytes)
@@ -98,12 +132,6 @@ def write_model(
             file.write(_tag(_GRAPH_INITIALIZER, size) + head)
             if not outside:
                 _write_array(file, array)
-    if external:
-        with data_path.open("wb") as file:
-            for _, array, outside in records:
-                if outside:
-                    file.write(b"\0" * (-file.tell() % _PAGE))
-                    _write_array(file, array)
 
 
 def operator_histogram(path: Path) -> dict[str, int]:

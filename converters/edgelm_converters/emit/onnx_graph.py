@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle.manifest import Port
 from edgelm_converters.emit.onnx_file import LazyArray, write_model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 __all__ = ["Graph"]
 
@@ -28,18 +31,28 @@ Attribute = int | float | str | tuple[int, ...]
 
 
 class Graph:
-    """Nodes in order, and the tensors that they use."""
+    """Nodes in order, and the tensors that they use.
 
-    def __init__(self) -> None:
+    Args:
+        beside: A graph that shares its tensors with this one: what both use is stored once, if `write_together` writes them.
+    """
+
+    def __init__(self, beside: Graph | None = None) -> None:
         self._nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, Any]]] = []
-        self._tensors: dict[str, NDArray[Any] | LazyArray] = {}
         self._written: dict[Hashable, tuple[str, ...]] = {}
-        self._sources: dict[Hashable, tuple[str, tuple[object, ...]]] = {}
+        self._used: set[str] = set()  # of the tensors, which may be another graph's
+        self._tensors: dict[str, NDArray[Any] | LazyArray] = {} if beside is None else beside._tensors
+        self._sources: dict[Hashable, tuple[str, tuple[object, ...]]] = {} if beside is None else beside._sources
 
     @property
     def size(self) -> int:
         """Nodes so far."""
         return len(self._nodes)
+
+    @property
+    def tensors(self) -> dict[str, NDArray[Any] | LazyArray]:
+        """Its tensors by name."""
+        return {name: array for name, array in self._tensors.items() if name in self._used}
 
     def node(self, operator: str, *inputs: str, contrib: bool = False, **attributes: Attribute) -> str:
         """Add a node of one output, unless it stands already.
@@ -80,12 +93,12 @@ class Graph:
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self._sources:
             self._sources[key] = self._add(f"c{len(self._tensors)}", array), ()
-        return self._sources[key][0]
+        return self._use(self._sources[key][0])
 
     def find(self, *sources: object, form: str) -> str | None:
         """Return the tensor that was made of these very objects in that form, or None."""
         found = self._sources.get((form, *(id(source) for source in sources)))
-        return found[0] if found else None
+        return self._use(found[0]) if found else None
 
     def tensor(self, array: NDArray[Any] | LazyArray, name: str, *sources: object, form: str = "as is") -> str:
         """Return the name of a weight; the same objects in the same form are one initializer.
@@ -101,7 +114,7 @@ class Graph:
         if key not in self._sources:
             # The sources are kept, so that no other object gets their id meanwhile.
             self._sources[key] = self._add(name, array), sources
-        return self._sources[key][0]
+        return self._use(self._sources[key][0])
 
     def is_half(self, name: str) -> bool:
         """Return whether that tensor is float16."""
@@ -129,6 +142,19 @@ class Graph:
             metadata: Kept in the file, as ``metadata_props``.
             external_above: See `write_model`.
         """
+        model = self.model(name, inputs, outputs, axes=axes, metadata=metadata)
+        write_model(model, self.tensors, path, external_above=external_above)
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        *,
+        axes: Mapping[str, tuple[str, ...]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ModelProto:
+        """Return the graph as a model without its tensors; arguments as of `write`."""
         from onnx import helper
 
         axes = axes or {}
@@ -145,7 +171,11 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgelm")
         if metadata:
             helper.set_model_props(model, dict(metadata))
-        write_model(model, self._tensors, path, external_above=external_above)
+        return model
+
+    def _use(self, name: str) -> str:
+        self._used.add(name)
+        return name
 
     def _add(self, name: str, array: NDArray[Any] | LazyArray) -> str:
         unique, number = name, 1

@@ -36,9 +36,9 @@ from edgelm_converters.emit.quantize import Form, quantize_weight, stored_form
 from edgelm_converters.recipes import Recipe
 from edgelm_converters.spec import Float32, Grid, Linear
 
-__all__ = ["BOOL", "FLOAT", "Weights"]
+__all__ = ["BOOL", "FLOAT", "INT32", "INT64", "Weights"]
 
-FLOAT, BOOL = 1, 9  # onnx.TensorProto's numbers, as a Cast takes them
+FLOAT, INT32, INT64, BOOL = 1, 6, 7, 9  # onnx.TensorProto's numbers, as a Cast takes them
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
