@@ -32,7 +32,14 @@ from edgelm_converters.emit.tflite_cached import (
 )
 from edgelm_converters.emit.tflite_file import Model, write_model
 from edgelm_converters.emit.tflite_graph import Graph, Weights
-from edgelm_converters.emit.tflite_source import SOURCE_BIAS, SOURCE_KEYS, SOURCE_VALUES, build_source, source_positions
+from edgelm_converters.emit.tflite_source import (
+    SOURCE_BIAS,
+    SOURCE_KEYS,
+    SOURCE_VALUES,
+    build_source,
+    mask_input,
+    source_positions,
+)
 from edgelm_converters.emit.tflite_weights import Store
 from edgelm_converters.spec import Attention, Source, TokenHead, TransformerSpec
 
@@ -62,8 +69,8 @@ def emit_tflite_seq2seq(
         spec: The model.
         path: The file to write. One that exists is replaced in place: give a path that no running program has opened.
         recipe: Any without calibrated ranges, as of `emit_tflite_decoder`.
-        source_lengths: Tokens, or frames of audio, of each signature that encodes. Where the model sees its padding
-            (`Source.mask` is ``none``), a source must have just one of these lengths.
+        source_lengths: Tokens of each signature that encodes, of which the padding is hidden, or frames of audio, of which
+            nothing is.
         target_length: Positions of an answer.
         beams: Rows of the signatures that decode.
 
@@ -109,8 +116,8 @@ def _build_decode(
 ) -> None:
     """Add the decoder to an empty graph, for one token of each row, with its inputs and outputs."""
     tokens, places = step_inputs(graph, rows=rows, count=1)
-    masked = spec.source is not None and spec.source.mask != "none"
-    padding = graph.input(SOURCE_BIAS, (1, 1, 1, positions), "float32") if masked else None
+    heard = spec.source is None or spec.source.audio is not None
+    padding = None if heard else graph.input(SOURCE_BIAS, (1, 1, 1, positions), "float32")
     layers = spec.decoder.layers
     sources = [_source_inputs(graph, layer.cross_attention, i, positions) for i, layer in enumerate(layers)]
     caches = [cache_inputs(graph, layer.attention, i, rows=rows, length=length) for i, layer in enumerate(layers)]
@@ -235,13 +242,14 @@ def _source_ports(source: Source, count: int) -> Iterator[Port]:
         yield Port(source.input, "float32", (1, count, source.audio.kernels[0].shape[1]), "frames")
         return
     yield Port(source.input, "int32", (1, count), "source_ids")
-    if source.mask_input is not None:
-        yield Port(source.mask_input, "int32", (1, count), "source_mask")
+    mask = mask_input(source)
+    if mask is not None:
+        yield Port(mask, "int32", (1, count), "source_mask")
 
 
 def _bias_ports(source: Source, count: int) -> tuple[Port, ...]:
     shape = (1, 1, 1, source_positions(source, count))
-    return () if source.mask == "none" else (Port(SOURCE_BIAS, "float32", shape, "raw"),)
+    return () if source.audio is not None else (Port(SOURCE_BIAS, "float32", shape, "raw"),)
 
 
 def _record(spec: TransformerSpec, source: Source, count: int) -> CacheRecord:

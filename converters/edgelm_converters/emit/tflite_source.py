@@ -16,7 +16,7 @@ from edgelm_converters.emit.tflite_graph import Graph, Value
 from edgelm_converters.emit.tflite_weights import Store, plain
 from edgelm_converters.spec import AudioFrontEnd, Float32, Linear, Source, TransformerSpec
 
-__all__ = ["SOURCE_BIAS", "SOURCE_KEYS", "SOURCE_VALUES", "build_source", "source_positions"]
+__all__ = ["SOURCE_BIAS", "SOURCE_KEYS", "SOURCE_VALUES", "build_source", "mask_input", "source_positions"]
 
 SOURCE_KEYS, SOURCE_VALUES, SOURCE_BIAS = "source_k_{i}", "source_v_{i}", "source_bias"
 # Of what hears, 0.5 million of Whisper tiny's 37 million weights: int8 is as fast as the layers behind are, and 4 bits would
@@ -29,13 +29,23 @@ def source_positions(source: Source, count: int) -> int:
     return count if source.audio is None else -(-count // 2)
 
 
+def mask_input(source: Source) -> str | None:
+    """Return the name of the input that tells which tokens of a source count; None where the source tells it, or is audio.
+
+    A model that takes no mask has one here: a source of any length is filled up to the graph's, and that must not be seen.
+    """
+    if source.audio is not None or source.mask == "nonzero":
+        return None
+    return source.mask_input or "source_mask"
+
+
 def build_source(graph: Graph, store: Store, spec: TransformerSpec, count: int, counts: tuple[int, ...]) -> None:
     """Add an encoder to an empty graph, with its inputs and outputs.
 
-    Inputs are the source's: ids int32 ``(1, n)``, with a mask int32 ``(1, n)`` where the model takes one, or frames float32
+    Inputs are the source's: ids int32 ``(1, n)``, with a mask int32 ``(1, n)`` where `mask_input` names one, or frames float32
     ``(1, n, M)``. Outputs are ``source_k_0``, ``source_v_0`` and so on, float32 ``(1, K, S, A)``: the source's keys and values
-    for every layer of the decoder, computed once for all tokens of all answers. Where not all of a source counts, there is
-    also ``source_bias``, float32 ``(1, 1, 1, S)``: what a decoder adds to the scores of it.
+    for every layer of the decoder, computed once for all tokens of all answers. Of tokens there is also ``source_bias``,
+    float32 ``(1, 1, 1, S)``: what a decoder adds to the scores of them, which hides padding.
 
     Args:
         graph: The graph, named as its signature.
@@ -74,8 +84,8 @@ def _read(graph: Graph, store: Store, source: Source, count: int, counts: tuple[
     if source.embeddings is None:
         raise ValueError("A source has either embeddings or an audio front end.")
     tokens = graph.input(source.input, (1, count), "int32")
-    given = None if source.mask_input is None else graph.input(source.mask_input, (1, count), "int32")
-    counted = given if source.mask == "input" else tokens if source.mask == "nonzero" else None
+    name = mask_input(source)
+    counted = tokens if name is None else graph.input(name, (1, count), "int32")
     return embedded(graph, store, source.embeddings, tokens, None, counts), padding_mask(graph, counted)
 
 

@@ -7,18 +7,25 @@ and the two change roles.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import CacheRecord, Port, Signature
-from edgelm.errors import ExecutionError, RuntimeUnavailableError
+from edgelm.bundle import Port, Signature
+from edgelm.errors import ExecutionError
 from edgelm_runtimes.adapters.litert import check_signature, open_model
+from edgelm_runtimes.adapters.litert_seq2seq_plan import (
+    Bucket,
+    Plan,
+    fitting_bucket,
+    plan_calls,
+    record_ports,
+    whole_signature,
+)
 from edgelm_runtimes.adapters.shared import closed, first_line, version
 from edgelm_runtimes.program import ProgramFacts, ProgramOptions
 
@@ -26,38 +33,6 @@ __all__ = ["open_seq2seq"]
 
 _RUNTIME = "litert"
 _DISTRIBUTION = "ai-edge-litert"
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """The signatures for one length of the source.
-
-    Attributes:
-        count: Tokens or frames that it reads.
-        encode: Reads them.
-        decode: Takes one token of each row, by the number of rows.
-    """
-
-    count: int
-    encode: Signature
-    decode: Mapping[int, Signature]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All that a file has, checked.
-
-    Attributes:
-        buckets: By the source's length, ascending; all with the same numbers of rows.
-        reorder: Changes the rows of one tensor of a cache, by the number of rows.
-        target_length: Positions of the caches.
-        vocabulary_size: Scores of a step.
-    """
-
-    buckets: tuple[_Bucket, ...]
-    reorder: Mapping[int, Signature]
-    target_length: int
-    vocabulary_size: int
 
 
 @dataclass(frozen=True)
@@ -95,16 +70,16 @@ class _Rows:
 class _State:
     """What was read and computed last."""
 
-    bucket: _Bucket
+    bucket: Bucket
     rows: int
     step: _Call
-    computed: int = field(default=0)
+    computed: int = 0
 
 
 class _LiteRtSeq2Seq:
     """A `Seq2SeqProgram` on a `CompiledModel`."""
 
-    def __init__(self, model: Any, plan: _Plan, facts: ProgramFacts) -> None:
+    def __init__(self, model: Any, plan: Plan, facts: ProgramFacts) -> None:
         self._model: Any = model
         self._plan = plan
         self._facts = facts
@@ -141,7 +116,7 @@ class _LiteRtSeq2Seq:
         """See `Seq2SeqProgram.encode`."""
         if self._model is None:
             raise closed(_RUNTIME)
-        bucket = _fitting(self._plan, source, lengths, beams)
+        bucket = fitting_bucket(self._plan, source, lengths, beams)
         self._state = None  # a call that fails leaves half of a source
         try:
             buffers = self._source(bucket)
@@ -158,7 +133,7 @@ class _LiteRtSeq2Seq:
         self._check(state, ids, start)
         rows = self._rows[state.rows]
         decode = state.bucket.decode[state.rows]
-        tokens, positions = (rows.ports[port.name] for port in decode.inputs[:2])
+        tokens, positions = (rows.ports[port.name] for port in _own_inputs(decode))
         # A call that fails may have written some of its positions.
         state.computed = start
         try:
@@ -236,7 +211,7 @@ class _LiteRtSeq2Seq:
             answers.caches[name], answers.spare = answers.spare, buffer
         state.step = self._step(state.bucket, state.rows)
 
-    def _step(self, bucket: _Bucket, count: int) -> _Call:
+    def _step(self, bucket: Bucket, count: int) -> _Call:
         """Return the decoding step of so many rows for the source that is in the bucket's buffers."""
         decode = bucket.decode[count]
         rows = self._rows.get(count)
@@ -246,12 +221,12 @@ class _LiteRtSeq2Seq:
 
     def _make_rows(self, decode: Signature, count: int) -> _Rows:
         ports = {}
-        for port in decode.inputs[:2]:
+        for port in _own_inputs(decode):
             ports[port.name] = self._model.create_input_buffer_by_name(decode.name, port.name)
         scores = decode.outputs[0].name
         ports[scores] = self._model.create_output_buffer_by_name(decode.name, scores)
         caches = {}
-        for port in _ports(decode.cache, outputs=False):
+        for port in record_ports(decode.cache, outputs=False):
             caches[port.name] = self._model.create_input_buffer_by_name(decode.name, port.name)
             # A NaN in a hidden position would reach the answer.
             caches[port.name].write(np.zeros(_extents(port.shape), np.float32))
@@ -262,13 +237,13 @@ class _LiteRtSeq2Seq:
         spare = self._model.create_output_buffer_by_name(reorder.name, reorder.outputs[0].name)
         return _Rows(ports, caches, spare, numbers)
 
-    def _source(self, bucket: _Bucket) -> dict[str, Any]:
+    def _source(self, bucket: Bucket) -> dict[str, Any]:
         """Return the buffers of what a bucket reads and gives; made once, when it is first used."""
         known = self._sources.get(bucket.count)
         if known is None:
             encode = bucket.encode
             known = {p.name: self._model.create_input_buffer_by_name(encode.name, p.name) for p in encode.inputs}
-            for port in (*encode.outputs, *_ports(encode.source, outputs=True)):
+            for port in (*encode.outputs, *record_ports(encode.source, outputs=True)):
                 known[port.name] = self._model.create_output_buffer_by_name(encode.name, port.name)
             self._sources[bucket.count] = known
         return known
@@ -282,36 +257,7 @@ class _LiteRtSeq2Seq:
         )
 
 
-def _fitting(plan: _Plan, source: NDArray[Any], lengths: NDArray[np.int32], beams: int) -> _Bucket:
-    """Return the smallest bucket that a source fits in, once all that was given for it makes sense."""
-    port = plan.buckets[0].encode.inputs[0]
-    shape = (1, "n", *port.shape[2:])
-    if source.dtype != port.dtype or source.ndim != len(port.shape) or source.shape[0] != 1:
-        raise ExecutionError(
-            f"This model reads one source at a time, {port.dtype} {shape}, not {source.dtype} {source.shape}."
-        )
-    if source.shape[2:] != port.shape[2:]:
-        raise ExecutionError(f"This model reads {port.dtype} {shape}, not {source.dtype} {source.shape}.")
-    longest = plan.buckets[-1].count
-    if lengths.shape != (1,) or not 1 <= lengths[0] <= source.shape[1]:
-        raise ExecutionError(f"A source of {source.shape[1]} cannot have the lengths {lengths.tolist()}.")
-    if beams not in plan.buckets[0].decode:
-        raise ExecutionError(
-            f"This file answers with {', '.join(map(str, plan.buckets[0].decode))} rows of a source, not with {beams}: "
-            "convert the model again with that many beams."
-        )
-    if lengths[0] > longest:
-        raise ExecutionError(f"A source of {lengths[0]} is longer than the {longest} that this file reads.")
-    bucket = next(bucket for bucket in plan.buckets if bucket.count >= lengths[0])
-    if not bucket.encode.outputs and bucket.count != lengths[0]:
-        counts = ", ".join(str(bucket.count) for bucket in plan.buckets)
-        raise ExecutionError(
-            f"This model sees its padding, so that a source has exactly {counts} tokens or frames, not {lengths[0]}."
-        )
-    return bucket
-
-
-def _write_source(bucket: _Bucket, buffers: Mapping[str, Any], source: NDArray[Any]) -> None:
+def _write_source(bucket: Bucket, buffers: Mapping[str, Any], source: NDArray[Any]) -> None:
     """Write a source of its own length, filled up with zeros, and where it ends if the model takes that."""
     length = source.shape[1]
     for port in bucket.encode.inputs:
@@ -320,13 +266,10 @@ def _write_source(bucket: _Bucket, buffers: Mapping[str, Any], source: NDArray[A
         buffers[port.name].write(filled)
 
 
-def _ports(record: CacheRecord | None, *, outputs: bool) -> list[Port]:
-    """Return the tensors of a cache, or of a source's keys and values."""
-    if record is None:
-        return []
-    names = record.outputs if outputs else record.inputs
-    pairs = itertools.product(range(record.layers), names)
-    return [Port(name.format(i=layer), record.dtype, record.shape, "raw") for layer, name in pairs]
+def _own_inputs(decode: Signature) -> tuple[Port, Port]:
+    """Return tokens and positions: what a step takes beside the source and the cache."""
+    by_role = {port.role: port for port in decode.inputs}
+    return by_role["token_ids"], by_role["positions"]
 
 
 def _extents(shape: Iterable[int | None]) -> tuple[int, ...]:
@@ -339,53 +282,10 @@ def open_seq2seq(file: Path, signatures: tuple[Signature, ...], options: Program
     Raises:
         RuntimeUnavailableError: LiteRT refuses it, or it is not what the manifest describes.
     """
-    plan = _planned(file, signatures)
+    plan = plan_calls(file, signatures)
     threads = options.threads or 1
     model = open_model(file, threads)
     for signature in signatures:
-        check_signature(model, _whole(signature))
+        check_signature(model, whole_signature(signature))
     facts = ProgramFacts(_RUNTIME, version(_DISTRIBUTION), "cpu", threads, "XNNPACK")
     return _LiteRtSeq2Seq(model, plan, facts)
-
-
-def _planned(file: Path, signatures: tuple[Signature, ...]) -> _Plan:
-    """Return what a file has.
-
-    Raises:
-        RuntimeUnavailableError: Something is missing, or does not go together.
-    """
-    encoders = sorted((s for s in signatures if s.kind == "encode"), key=lambda s: s.sequence_length or 0)
-    decoders = [s for s in signatures if s.kind == "decode"]
-    caches = {(s.cache.inputs, s.cache.length, s.cache.shape[1:]) for s in decoders if s.cache is not None}
-    in_place = all(
-        s.cache is not None and s.cache.inputs == s.cache.outputs and s.cache.length and s.rows for s in decoders
-    )
-    if not encoders or not decoders or not in_place or len(caches) > 1:
-        raise RuntimeUnavailableError(
-            f"litert runs an encoder-decoder only with signatures that encode, and that decode with caches of one fixed "
-            f"length, updated in place: {file.name} has no such. Convert it again with this edgelm."
-        )
-    buckets = []
-    for encode in encoders:
-        fitting = [s for s in decoders if s.source == encode.source]
-        buckets.append(_Bucket(encode.sequence_length or 0, encode, {s.rows or 1: s for s in fitting}))
-    counts = {tuple(sorted(bucket.decode)) for bucket in buckets}
-    reorder = {s.rows or 1: s for s in signatures if s.kind == "reorder"}
-    (rows, *others) = counts
-    if others or not rows or not set(rows) <= {1, *reorder}:
-        raise RuntimeUnavailableError(
-            f"{file.name} does not decode each length of a source with the same numbers of rows, or cannot reorder them: "
-            "the manifest and the model do not belong together."
-        )
-    decode = buckets[0].decode[rows[0]]
-    length = 0 if decode.cache is None else decode.cache.length or 0
-    return _Plan(tuple(buckets), reorder, length, decode.outputs[0].shape[-1] or 0)
-
-
-def _whole(signature: Signature) -> Signature:
-    """Return a signature with the cache and the source among its inputs and outputs, as the file has them."""
-    source, cache = signature.source, signature.cache
-    if signature.kind == "encode":
-        return replace(signature, outputs=(*signature.outputs, *_ports(source, outputs=True)))
-    inputs = (*signature.inputs, *_ports(source, outputs=False), *_ports(cache, outputs=False))
-    return replace(signature, inputs=inputs, outputs=(*signature.outputs, *_ports(cache, outputs=True)))
