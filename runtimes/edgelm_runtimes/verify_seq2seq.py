@@ -31,8 +31,8 @@ def seq2seq_answers(
         if too_long or wanted.size != program.vocabulary_size:
             raise ExecutionError(
                 f"The golden vectors have {source.shape[1]} source and {ids.shape[1]} target tokens and {wanted.size} scores, "
-                f"the model takes {program.source_length} and {program.target_length} and gives {program.vocabulary_size}: they "
-                "do not belong together."
+                f"the model takes {program.source_length} and {program.target_length} and gives {program.vocabulary_size}: "
+                "they do not belong together."
             )
         program.encode(source, np.array([source.shape[1]], np.int32), 1)
         yield np.array(program.forward(ids, 0)[0]), wanted
