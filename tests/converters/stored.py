@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from edgelm_converters.emit.blocks import choose_scales, quantize_blocks, round_to
 from edgelm_converters.recipes import RECIPES
-from edgelm_converters.spec import Attention, Embeddings, Linear, TokenHead, TransformerSpec
+from edgelm_converters.spec import Attention, AudioFrontEnd, Embeddings, Linear, TokenHead, TransformerSpec
 from numpy.typing import NDArray
 
 __all__ = ["as_stored", "form_of"]
@@ -39,6 +39,9 @@ def as_stored(spec: TransformerSpec, recipe: str, target: Target) -> Transformer
         if not is_dataclass(value) or isinstance(value, type):
             return value
         changed = {entry.name: walk(getattr(value, entry.name)) for entry in fields(value)}
+        if isinstance(value, AudioFrontEnd) and target == "tflite":
+            changed["kernels"] = tuple(_convolution(kernel, recipe) for kernel in value.kernels)
+            changed["position"] = _table(value.position, 8, recipe, target)
         if isinstance(value, Linear):
             changed["kernel"] = once(value.kernel, _kernel(value, recipe, target))
         if isinstance(value, Embeddings):
@@ -78,6 +81,13 @@ def _kernel(linear: Linear, recipe: str, target: Target) -> Float32:
         blocks = steps.reshape(*scale.shape, block) * scale[:, :, None]
         return np.ascontiguousarray(blocks.reshape(steps.shape).T.astype(np.float32))
     return _plain(kernel, form, axis=0)
+
+
+def _convolution(kernel: Float32, recipe: str) -> Float32:
+    """TFLite files have a convolution as a product of three rows side by side, in 8 bits or more."""
+    return _kernel(Linear("", kernel.reshape(-1, kernel.shape[2]), None, least_bits=8), recipe, "tflite").reshape(
+        kernel.shape
+    )
 
 
 def _table(table: Float32, least_bits: int, recipe: str, target: Target, *, scores: bool = False) -> Float32:
