@@ -1,6 +1,7 @@
 # make quickstart   set up and do the main job on real input
 # make test         run the tests
 # make test-tflite  run the runtimes' tests with tflite-runtime
+# make test-devices run on emulated boards and software drivers what can be had of them (1.3 GB, 10 minutes)
 # make check        every static check: format, lint, types, imports
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # TensorFlow looks for a GPU at every start otherwise, and says at length that there is none.
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: quickstart test test-tflite check format clean
+.PHONY: quickstart test test-tflite test-devices check format clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +45,11 @@ test-tflite:
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) $(VENV)-tflite/ready && \
 	  $(VENV)-tflite/bin/python -m pytest -q tests/runtimes/test_contract.py tests/runtimes/test_verify.py; \
 	else echo "Skipped: tflite-runtime has no wheel for $$($(PYTHON) --version)"; fi
+
+# Raspberry Pis in QEMU, the GPU paths on a Vulkan driver in software, Qualcomm's NPU on its emulator.
+test-devices: $(VENV)/ready-dev
+	$(BIN)/python tests/devices/setup.py
+	$(BIN)/python -m pytest -q -m devices tests/devices
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

@@ -46,7 +46,7 @@ def prepare_litert() -> None:
     except OSError:
         return  # nothing is known of the processor
     spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or spec.origin is None or NEEDED_FLAGS <= set(flags):
+    if spec is None or spec.origin is None or set(flags) >= NEEDED_FLAGS:
         return
     package = Path(spec.origin).parent
     if (package / ACCELERATOR).exists():
