@@ -19,11 +19,12 @@ from edgelm_runtimes.program import CausalProgram, ProgramFacts, ProgramOptions
 from edgelm_runtimes.registry import choose_artifact, default_runtime, default_threads, open_causal
 from numpy.typing import NDArray
 
+from edgelm.bench.protocol import Spun
 from edgelm.bench.worker import serve
 from edgelm.bundle import open_bundle
 from edgelm.errors import InputError
 
-__all__ = ["Generate", "Generated", "OpenModel", "Opened", "main", "repeat_once"]
+__all__ = ["Generate", "Generated", "OpenModel", "Opened", "SpinModel", "main", "repeat_once"]
 
 _CONFIG = dacite.Config(strict=True, cast=[tuple])
 _SEED = 20
@@ -63,9 +64,28 @@ class Generate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
-    """How long that took."""
+class SpinModel:
+    """Do that again and again for a time, and keep nothing of it: a load for a meter.
 
+    Attributes:
+        depth: As of `Generate`.
+        prefill_tokens: As of `Generate`.
+        decode_tokens: As of `Generate`; None reads prompts alone.
+        seconds: Begin no prompt later than this.
+    """
+
+    depth: int
+    prefill_tokens: int
+    decode_tokens: int | None
+    seconds: float
+    op: Literal["spin"] = "spin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """How long that took; `at_s` is when it began, by `time.perf_counter`."""
+
+    at_s: float
     prefill_s: float
     decode_s: tuple[float, ...]
     peak_memory_bytes: int | None
@@ -123,7 +143,7 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def handle(self, data: Any) -> Opened | Generated:
+    def handle(self, data: Any) -> Opened | Generated | Spun:
         """Do what a request asks.
 
         Raises:
@@ -131,12 +151,30 @@ class _Worker:
         """
         if data["op"] == "open":
             return self._open(dacite.from_dict(OpenModel, data, _CONFIG))
-        request = dacite.from_dict(Generate, data, _CONFIG)
+        if data["op"] == "spin":
+            return self._spin(dacite.from_dict(SpinModel, data, _CONFIG))
+        at_s = time.perf_counter()
+        prefill_s, decode_s = self._repeat(dacite.from_dict(Generate, data, _CONFIG))
+        return Generated(at_s=at_s, prefill_s=prefill_s, decode_s=decode_s, peak_memory_bytes=peak_memory_bytes())
+
+    def _spin(self, request: SpinModel) -> Spun:
+        stop = time.perf_counter() + request.seconds
+        # One token "after the prompt" is the choice of the first, and computes nothing.
+        once = Generate(
+            depth=request.depth, prefill_tokens=request.prefill_tokens, decode_tokens=request.decode_tokens or 1
+        )
+        done = 0
+        while not done or time.perf_counter() < stop:
+            self._repeat(once)
+            done += 1
+        return Spun(queries=done)
+
+    def _repeat(self, request: Generate) -> tuple[float, tuple[float, ...]]:
         if self._program is None:
             raise InputError("There is no model open to generate with.")
-        prefill_s, decode_s = repeat_once(self._program, request, min(self._filled, request.depth))
+        times = repeat_once(self._program, request, min(self._filled, request.depth))
         self._filled = request.depth  # what lies behind is of this answer
-        return Generated(prefill_s=prefill_s, decode_s=decode_s, peak_memory_bytes=peak_memory_bytes())
+        return times
 
     def _open(self, request: OpenModel) -> Opened:
         baseline = peak_memory_bytes()

@@ -9,7 +9,7 @@ from edgelm_runtimes.program import ProgramFacts
 
 from edgelm.bench.run import Samples
 
-__all__ = ["Failed", "Load", "Loaded", "Measure", "Measured", "WarmUp", "WarmedUp"]
+__all__ = ["Attend", "Failed", "Load", "Loaded", "Measure", "Measured", "Spin", "Spun", "WarmUp", "WarmedUp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,45 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attend:
+    """Answer queries that arrive when they like, one after the other, each not before its time.
+
+    Attributes:
+        origin_ns: What the arrivals are counted from, by ``time.perf_counter_ns``, which all processes of a machine share.
+        arrivals_s: When each comes, in rising order.
+        stop_s: Begin none after this; those that are left were not served.
+        first: Index of the first input.
+    """
+
+    origin_ns: int
+    arrivals_s: tuple[float, ...]
+    stop_s: float
+    first: int
+    op: Literal["attend"] = "attend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spin:
+    """Answer queries for a time and keep nothing of them: a load for a meter, or for a cooler."""
+
+    first: int
+    seconds: float
+    op: Literal["spin"] = "spin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spun:
+    """How many queries were answered."""
+
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """The latencies of one turn.
 
     Attributes:
-        samples: Every query.
+        samples: Every query; `at_s` is by ``time.perf_counter``.
         truncated: Indices of the inputs that were cut to the model's length.
         peak_memory_bytes: Of the process, so far.
     """

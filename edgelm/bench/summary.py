@@ -25,6 +25,9 @@ def join(parts: Sequence[Samples]) -> Samples:
         run_s=_join(part.run_s for part in parts),
         tokens=_join(part.tokens for part in parts),
         sequence_length=_join(part.sequence_length for part in parts),
+        block=_join(part.block for part in parts),
+        at_s=_join(part.at_s for part in parts),
+        queue_s=_join(part.queue_s for part in parts),
     )
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import dacite
 
 from edgelm import errors
-from edgelm.bench.protocol import Load, Loaded, Measure, Measured, WarmedUp, WarmUp
+from edgelm.bench.protocol import Attend, Load, Loaded, Measure, Measured, Spin, Spun, WarmedUp, WarmUp
+from edgelm.bench.run import Samples
 from edgelm.errors import EdgelmError, ExecutionError
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ _TAIL_BYTES = 4096
 class Target(Protocol):
     """One bundle in one runtime, which can be measured a turn at a time."""
 
+    @property
+    def pid(self) -> int:
+        """The process that it runs in."""
+        ...
+
     def load(self, request: Load) -> Loaded:
         """Open the bundle and answer a first query."""
         ...
@@ -42,6 +48,14 @@ class Target(Protocol):
 
     def measure(self, request: Measure) -> Measured:
         """Answer queries and report their times."""
+        ...
+
+    def attend(self, request: Attend) -> Measured:
+        """Answer queries as they arrive and report their times."""
+        ...
+
+    def spin(self, request: Spin) -> Spun:
+        """Answer queries for a time."""
         ...
 
     def close(self) -> None:
@@ -82,7 +96,20 @@ class ProcessTarget:
 
     def measure(self, request: Measure) -> Measured:
         """Answer queries and report their times."""
-        return self.ask(request, Measured)
+        return _measured(self._tell(request))
+
+    def attend(self, request: Attend) -> Measured:
+        """Answer queries as they arrive and report their times."""
+        return _measured(self._tell(request))
+
+    def spin(self, request: Spin) -> Spun:
+        """Answer queries for a time."""
+        return self.ask(request, Spun)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the process: it leaves by itself when its pipes close, and is killed if it is still at work."""
@@ -106,6 +133,9 @@ class ProcessTarget:
         Raises:
             EdgelmError: What the process reports, or that it died.
         """
+        return dacite.from_dict(reply, self._tell(request), _CONFIG)
+
+    def _tell(self, request: DataclassInstance) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         try:
             if stdin is None or stdout is None:
@@ -120,7 +150,7 @@ class ProcessTarget:
         data: dict[str, Any] = json.loads(line)
         if "error" in data:
             raise _error(data["error"], f"{self._name}: {data['message']}")
-        return dacite.from_dict(reply, data, _CONFIG)
+        return data
 
     def _obituary(self) -> str:
         """Return why the process is gone, from its exit status and the last that it said."""
@@ -134,6 +164,16 @@ class ProcessTarget:
             f"{self._name}: the process that ran it died ({how}; {last}). "
             "Check the bundle on this device with: edgelm verify BUNDLE"
         )
+
+
+def _measured(data: dict[str, Any]) -> Measured:
+    """Return a turn's reply. Not by dacite, which looks at each of a hundred thousand numbers for some microseconds."""
+    columns: dict[str, Any] = {
+        name: None if values is None else tuple(values) for name, values in data["samples"].items()
+    }
+    return Measured(
+        samples=Samples(**columns), truncated=tuple(data["truncated"]), peak_memory_bytes=data["peak_memory_bytes"]
+    )
 
 
 def _error(name: str, message: str) -> EdgelmError:

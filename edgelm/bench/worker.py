@@ -24,7 +24,7 @@ import edgelm_runtimes
 from edgelm_runtimes import Classification, Session, feed
 from edgelm_runtimes.machine import peak_memory_bytes
 
-from edgelm.bench.protocol import Failed, Load, Loaded, Measure, Measured, WarmedUp, WarmUp
+from edgelm.bench.protocol import Attend, Failed, Load, Loaded, Measure, Measured, Spin, Spun, WarmedUp, WarmUp
 from edgelm.bench.run import Samples
 from edgelm.bench.statistics import settled
 from edgelm.bundle.golden import read_golden
@@ -33,11 +33,12 @@ from edgelm.errors import EdgelmError, InputError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Answer", "Query", "Worker", "main", "measure", "overhead", "serve", "warm_up"]
+__all__ = ["Answer", "Query", "Worker", "attend", "main", "measure", "overhead", "serve", "spin", "warm_up"]
 
 _LEAST_WINDOW = 10
 # Enough that the collection before them (some 10 ms) does not show, and done in a few milliseconds.
 _OVERHEAD_QUERIES = 10_000
+_AWAKE_NS = 1_000_000
 _CONFIG = dacite.Config(strict=True, cast=[tuple])
 
 
@@ -89,35 +90,103 @@ def measure(queries: Sequence[Query], request: Measure, *, clock: Clock = time.p
         request: How many.
         clock: Nanoseconds.
     """
-    latencies: list[int] = []
-    answers: list[Answer] = []
-    truncated: set[int] = set()
     count = len(queries)
     if request.settle:
         queries[request.first % count].ask()
+    kept = _Kept(count)
     gc.collect()
     gc.disable()
     try:
         end = clock()
         stop = end + round(request.seconds * 1e9)
         index = request.first
-        while not latencies or (end < stop and len(latencies) < request.queries):
+        while not kept.latencies or (end < stop and len(kept.latencies) < request.queries):
             query = queries[index % count]
             ask = query.ask
             begin = clock()
             told = ask()
             end = clock()
-            latencies.append(end - begin)
-            answer = query.tell(told)
-            answers.append(answer)
-            if answer.truncated:
-                truncated.add(index % count)
+            kept.add(index, begin, end, query.tell(told))
             index += 1
     finally:
         gc.enable()
-    return Measured(
-        samples=_samples(latencies, answers), truncated=tuple(sorted(truncated)), peak_memory_bytes=peak_memory_bytes()
-    )
+    return kept.measured()
+
+
+def attend(
+    queries: Sequence[Query],
+    request: Attend,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Measured:
+    """Answer queries as they arrive, and return the latencies and the waiting before them.
+
+    Of a pause all but the last millisecond is slept, which a scheduler may prolong by a tenth of one; that is waited for
+    awake, so that an early riser and not the scheduler is measured.
+
+    Args:
+        queries: One an input.
+        request: When they come. Those that cannot begin in time are left out.
+        clock: Nanoseconds, counted as `Attend.origin_ns` is.
+        sleep: Waits so many seconds.
+    """
+    kept = _Kept(len(queries))
+    stop = request.origin_ns + round(request.stop_s * 1e9)
+    gc.disable()
+    try:
+        for index, arrival_s in enumerate(request.arrivals_s, request.first):
+            due = request.origin_ns + round(arrival_s * 1e9)
+            if clock() > stop:
+                break
+            while (left := due - clock()) > 0:
+                if left > _AWAKE_NS:
+                    sleep((left - _AWAKE_NS) / 1e9)
+            query = queries[index % len(queries)]
+            begin = clock()
+            told = query.ask()
+            kept.add(index, begin, clock(), query.tell(told), waited=begin - due)
+    finally:
+        gc.enable()
+    return kept.measured()
+
+
+def spin(queries: Sequence[Query], request: Spin, *, clock: Clock = time.perf_counter_ns) -> Spun:
+    """Answer queries for a time, at least one, and return how many."""
+    stop = clock() + round(request.seconds * 1e9)
+    done = 0
+    while not done or clock() < stop:
+        queries[(request.first + done) % len(queries)].ask()
+        done += 1
+    return Spun(queries=done)
+
+
+class _Kept:
+    """What is kept of the queries of a turn."""
+
+    def __init__(self, inputs: int) -> None:
+        self.latencies: list[int] = []
+        self._begins: list[int] = []
+        self._waited: list[int] = []
+        self._answers: list[Answer] = []
+        self._truncated: set[int] = set()
+        self._inputs = inputs
+
+    def add(self, index: int, begin: int, end: int, answer: Answer, waited: int | None = None) -> None:
+        self.latencies.append(end - begin)
+        self._begins.append(begin)
+        self._answers.append(answer)
+        if waited is not None:
+            self._waited.append(waited)
+        if answer.truncated:
+            self._truncated.add(index % self._inputs)
+
+    def measured(self) -> Measured:
+        return Measured(
+            samples=_samples(self.latencies, self._answers, self._begins, self._waited),
+            truncated=tuple(sorted(self._truncated)),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
 
 
 def overhead(*, clock: Clock = time.perf_counter_ns) -> float:
@@ -172,7 +241,7 @@ class Worker:
         if self._session is not None:
             self._session.close()
 
-    def handle(self, data: Any) -> Loaded | WarmedUp | Measured:
+    def handle(self, data: Any) -> Loaded | WarmedUp | Measured | Spun:
         """Do what a request asks.
 
         Raises:
@@ -182,6 +251,10 @@ class Worker:
             return self._load(dacite.from_dict(Load, data, _CONFIG))
         if data["op"] == "warm_up":
             return warm_up(self._queries, dacite.from_dict(WarmUp, data, _CONFIG))
+        if data["op"] == "spin":
+            return spin(self._queries, dacite.from_dict(Spin, data, _CONFIG))
+        if data["op"] == "attend":
+            return attend(self._queries, dacite.from_dict(Attend, data, _CONFIG))
         return measure(self._queries, dacite.from_dict(Measure, data, _CONFIG))
 
     def _load(self, request: Load) -> Loaded:
@@ -238,13 +311,15 @@ def _of_classification(told: Classification) -> Answer:
     return Answer(told.timing.tokenize_s, told.timing.run_s, told.tokens, told.sequence_length, told.truncated)
 
 
-def _samples(latencies: list[int], answers: list[Answer]) -> Samples:
+def _samples(latencies: list[int], answers: list[Answer], begins: list[int], waited: list[int]) -> Samples:
     return Samples(
         latency_s=tuple(latency / 1e9 for latency in latencies),
         tokenize_s=_seconds([answer.tokenize_s for answer in answers]),
         run_s=_seconds([answer.run_s for answer in answers]),
         tokens=_counts([answer.tokens for answer in answers]),
         sequence_length=_counts([answer.sequence_length for answer in answers]),
+        at_s=tuple(round(begin / 1e9, 6) for begin in begins),
+        queue_s=tuple(wait / 1e9 for wait in waited) if waited else None,
     )
 
 
