@@ -1,25 +1,40 @@
-"""An answer that comes piece by piece."""
+"""An answer that comes piece by piece: of a language model, or a translation."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, Self, TypeVar
 
 from edgelm.errors import ExecutionError
 from edgelm_runtimes.generation_result import GenerationResult
+from edgelm_runtimes.translation_result import TranslationResult
 from edgelm_runtimes.turns import Ticket
 
-if TYPE_CHECKING:
-    from edgelm_runtimes.decoding import Decoding
+__all__ = ["Generation", "Pieces", "Translation"]
 
-__all__ = ["Generation"]
+Result = TypeVar("Result")
+Made = TypeVar("Made", covariant=True)
 
 
-class Generation:
-    """An iterator over the pieces of an answer. Made by `Session.generate` and `Session.chat`.
+class _Decoding(Protocol[Made]):
+    """What makes an answer: `edgelm_runtimes.decoding.Decoding`, or `edgelm_runtimes.translation_run.TranslationRun`."""
+
+    cancelled: bool
+    ticket: Ticket
+
+    @property
+    def result(self) -> Made | None: ...
+
+    def pieces(self) -> Generator[str, None, None]: ...
+
+    def close(self) -> None: ...
+
+
+class Pieces(Generic[Result]):
+    """An iterator over the pieces of an answer.
 
     Nothing is computed before the first piece is asked for. Each piece is at least one whole character. Leaving it half
     read is fine: `close` it, use it in a ``with`` block, or drop it, and the session is free again. A session that is
@@ -28,7 +43,7 @@ class Generation:
     Several threads may ask for pieces; each piece goes to one of them.
     """
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, decoding: _Decoding[Result]) -> None:
         self._decoding = decoding
         self._pieces = decoding.pieces()
         self._busy = threading.Lock()
@@ -42,7 +57,7 @@ class Generation:
         return self._decoding.result is not None
 
     @property
-    def result(self) -> GenerationResult:
+    def result(self) -> Result:
         """What is known of the answer, once it has ended.
 
         Raises:
@@ -53,7 +68,7 @@ class Generation:
             raise ExecutionError("The answer has not ended: read it to its end, or call finish() or close() first.")
         return result
 
-    def finish(self) -> GenerationResult:
+    def finish(self) -> Result:
         """Read to the end and return what is known then.
 
         Raises:
@@ -99,10 +114,18 @@ class Generation:
             finally:
                 self._ticket.running = False
 
-    def __enter__(self) -> Generation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Generation(Pieces[GenerationResult]):
+    """An answer of a language model. Made by `Session.generate` and `Session.chat`."""
+
+
+class Translation(Pieces[TranslationResult]):
+    """A translation that comes piece by piece. Made by `Session.translate` with ``stream=True``."""

@@ -36,6 +36,11 @@ class Prompter:
             tokenizer.no_padding()
             tokenizer.no_truncation()
 
+    @property
+    def size(self) -> int:
+        """Ids are below this."""
+        return self._size
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text, all of them.
 

@@ -86,7 +86,7 @@ RUNTIMES: dict[str, RuntimeEntry] = {
     # For tests of applications: never chosen by itself, and in no bundle's list.
     "fake": RuntimeEntry(
         "edgelm_runtimes.adapters.fake:open_program", ("tflite", "onnx"), None, None, None,
-        "edgelm_runtimes.adapters.fake_causal:open_causal",
+        "edgelm_runtimes.adapters.fake_causal:open_causal", "edgelm_runtimes.adapters.fake_seq2seq:open_seq2seq",
     ),
 }  # fmt: skip
 

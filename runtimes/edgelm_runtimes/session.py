@@ -1,4 +1,4 @@
-"""What an application calls: a bundle, opened in one runtime, that answers texts or arrays, or goes on with a text."""
+"""What an application calls: a bundle, opened in one runtime, that answers texts or arrays, generates, or translates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,24 @@ from edgelm.bundle import Artifact, Bundle, Manifest, Port, Signature, open_bund
 from edgelm.errors import ExecutionError, InputError
 from edgelm_runtimes import feed
 from edgelm_runtimes.classification import Classification, Timing, probabilities, rank
-from edgelm_runtimes.generation import Generation
+from edgelm_runtimes.generation import Generation, Translation
 from edgelm_runtimes.generation_settings import GenerateOptions
 from edgelm_runtimes.language_model import LanguageModel
+from edgelm_runtimes.live_translation import LiveTranslation
 from edgelm_runtimes.program import Arrays, CausalProgram, Program, ProgramFacts, ProgramOptions
-from edgelm_runtimes.registry import choose_artifact, default_runtime, default_threads, open_causal, open_program
+from edgelm_runtimes.registry import (
+    choose_artifact,
+    default_runtime,
+    default_threads,
+    open_causal,
+    open_program,
+    open_seq2seq,
+)
+from edgelm_runtimes.seq2seq_program import Seq2SeqProgram
 from edgelm_runtimes.text import Encoded, Encoder, open_encoder
+from edgelm_runtimes.translation_result import TranslationResult
+from edgelm_runtimes.translation_settings import TranslateOptions
+from edgelm_runtimes.translator import Readable, Translator
 
 if TYPE_CHECKING:
     from edgelm_runtimes.chat_template import Message
@@ -30,7 +42,10 @@ __all__ = ["Session", "load"]
 
 Clock = Callable[[], float]
 
+AnyProgram = Program | CausalProgram | Seq2SeqProgram
+
 _CHOICES = ("logits", "probabilities", "sigmoid")
+_TRANSLATING = ("translate", "transcribe")
 
 
 class Session:
@@ -46,7 +61,7 @@ class Session:
         bundle: Opened; the session closes it.
         artifact: One of the bundle's.
         program: The artifact, opened in a runtime; the session closes it. A `CausalProgram` where the bundle's task is
-            ``generate``, a `Program` otherwise.
+            ``generate``, a `Seq2SeqProgram` where it is ``translate`` or ``transcribe``, a `Program` otherwise.
         clock: Gives seconds; for tests.
 
     Attributes:
@@ -54,9 +69,7 @@ class Session:
         load_s: Seconds that `load` took, None where the session was put together by hand.
     """
 
-    def __init__(
-        self, bundle: Bundle, artifact: Artifact, program: Program | CausalProgram, *, clock: Clock = perf_counter
-    ) -> None:
+    def __init__(self, bundle: Bundle, artifact: Artifact, program: AnyProgram, *, clock: Clock = perf_counter) -> None:
         self.artifact = artifact
         self.load_s: float | None = None
         self._bundle = bundle
@@ -66,9 +79,12 @@ class Session:
         self._closed = False
         record = bundle.manifest.tokenizer
         self._language: LanguageModel | None = None
+        self._translator: Translator | None = None
         self._encoder: Encoder | None = None
         if bundle.manifest.task == "generate":
             self._language = LanguageModel(bundle, artifact, cast(CausalProgram, program), clock)
+        elif bundle.manifest.task in _TRANSLATING:
+            self._translator = Translator(bundle, artifact, cast(Seq2SeqProgram, program), clock)
         elif record is not None:
             self._encoder = open_encoder(bundle.path(record.file), record)
         self._pad_id = record.pad_id if record else 0
@@ -85,7 +101,7 @@ class Session:
         return self._program.facts
 
     def encode(self, text: str) -> Encoded:
-        """Return the token ids of a text: cut to the length that the model takes, but for a language model all of them.
+        """Return the token ids of a text: cut to the length that the model takes, but of models that generate or translate all.
 
         Raises:
             InputError: The text is empty or no text, or the bundle has no tokenizer.
@@ -93,6 +109,9 @@ class Session:
         self._check_open()
         if self._language is not None:
             ids = self._language.prompter.encode(text)
+            return Encoded(ids, [0] * len(ids), False)
+        if self._translator is not None:
+            ids = self._translator.source_ids(text)
             return Encoded(ids, [0] * len(ids), False)
         if self._encoder is None:
             raise InputError(f"The bundle '{self.manifest.name}' has no tokenizer: give token ids to run() instead.")
@@ -226,6 +245,74 @@ class Session:
         language, guess, others = self._for(options)
         return language.chat(messages, guess, **others)
 
+    @overload
+    def translate(
+        self, sources: Readable, *, stream: Literal[False] = False, **options: Unpack[TranslateOptions]
+    ) -> TranslationResult: ...
+    @overload
+    def translate(
+        self,
+        sources: list[str] | tuple[str, ...],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[TranslateOptions],
+    ) -> list[TranslationResult]: ...
+    @overload
+    def translate(
+        self, sources: Readable, *, stream: Literal[True], **options: Unpack[TranslateOptions]
+    ) -> Translation: ...
+    def translate(
+        self,
+        sources: Readable | list[str] | tuple[str, ...],
+        *,
+        stream: bool = False,
+        **options: Unpack[TranslateOptions],
+    ) -> TranslationResult | list[TranslationResult] | Translation:
+        """Return the translation of a text, or of each of several.
+
+        >>> session.translate("Where is the station?", beams=4).text
+        >>> for piece in session.translate("Where is the station?", stream=True):
+        ...     print(piece, end="", flush=True)
+
+        Several texts are read and answered side by side, those of about the same length together, where the file takes any
+        number (ONNX).
+
+        Args:
+            sources: A text, or several; token ids without those that the bundle puts before and after them; or, where the model
+                hears, float32 frames ``(n, M)``.
+            stream: Return an iterator over pieces of the text instead, which computes nothing before the first is asked for. Of
+                one text, with one beam.
+            options: See `TranslateOptions`.
+
+        Raises:
+            InputError: A source or an option cannot be used, or the bundle does not translate.
+            ExecutionError: The runtime failed, or the session is closed.
+        """
+        translator = self._for_translation()
+        several = isinstance(sources, (list, tuple)) and (
+            not sources or not all(isinstance(part, (int, np.integer)) for part in sources)
+        )
+        if stream:
+            if several:
+                raise InputError("stream=True is for one text: its pieces come one after the other.")
+            return translator.stream(cast(Readable, sources), **options)
+        if several:
+            return translator.translate(cast(Sequence[Readable], sources), **options)
+        return translator.translate([cast(Readable, sources)], **options)[0]
+
+    def live_translation(self, *, hold: int | None = None, **options: Unpack[TranslateOptions]) -> LiveTranslation:
+        """Return a translation of a text that grows, such as what a speech recogniser has heard so far.
+
+        Args:
+            hold: Tokens at the end of each translation that are not promised yet; None promises what two updates agree on.
+            options: See `TranslateOptions`; each update is a call.
+
+        Raises:
+            InputError: An option cannot be used, or the bundle does not translate text.
+            ExecutionError: The session is closed.
+        """
+        return self._for_translation().live(hold=hold, **options)
+
     def close(self) -> None:
         """Give back the memory, and remove what was unpacked. Closing twice does nothing.
 
@@ -236,6 +323,8 @@ class Session:
                 self._closed = True
                 if self._language is not None:
                     self._language.close()
+                elif self._translator is not None:
+                    self._translator.close()
                 else:
                     self._program.close()
                 self._bundle.close()
@@ -255,6 +344,17 @@ class Session:
     def _check_no_language(self) -> None:
         if self._language is not None:
             raise InputError(f"The bundle '{self.manifest.name}' holds a language model. Use generate() or chat().")
+        if self._translator is not None:
+            raise InputError(f"The bundle '{self.manifest.name}' holds an encoder-decoder. Use translate().")
+
+    def _for_translation(self) -> Translator:
+        self._check_open()
+        if self._translator is None:
+            raise InputError(
+                f"The bundle '{self.manifest.name}' does not translate: its task is '{self.manifest.task}'. "
+                f"Use {'generate() or chat()' if self._language else 'classify(), embed() or run()'}."
+            )
+        return self._translator
 
     def _for(self, options: GenerateOptions) -> tuple[LanguageModel, str | LanguageModel | None, dict[str, Any]]:
         """Return the language model, who guesses for it, and the other options."""
@@ -262,7 +362,7 @@ class Session:
         if self._language is None:
             raise InputError(
                 f"The bundle '{self.manifest.name}' does not generate: its task is '{self.manifest.task}'. "
-                "Use classify(), embed() or run()."
+                f"Use {'translate()' if self._translator else 'classify(), embed() or run()'}."
             )
         others = {name: value for name, value in options.items() if name != "speculate"}
         guess = options.get("speculate")
@@ -331,8 +431,7 @@ def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", t
         name = default_runtime(bundle.manifest) if runtime is None else runtime
         artifact = choose_artifact(bundle.manifest, name)
         options = ProgramOptions(device, default_threads(bundle.manifest) if threads is None else threads)
-        open_file = open_causal if bundle.manifest.task == "generate" else open_program
-        program: Program | CausalProgram = open_file(name, bundle.path(artifact.file), artifact.signatures, options)
+        program = _open(bundle, artifact, name, options)
         try:
             session = Session(bundle, artifact, program)
         except BaseException:
@@ -343,6 +442,17 @@ def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", t
         raise
     session.load_s = perf_counter() - start
     return session
+
+
+def _open(bundle: Bundle, artifact: Artifact, runtime: str, options: ProgramOptions) -> AnyProgram:
+    """Open a model file as what the bundle's task takes."""
+    task = bundle.manifest.task
+    open_file: Callable[..., AnyProgram] = open_program
+    if task == "generate":
+        open_file = open_causal
+    elif task in _TRANSLATING:
+        open_file = open_seq2seq
+    return open_file(runtime, bundle.path(artifact.file), artifact.signatures, options)
 
 
 def _vocabulary(manifest: Manifest) -> int | None:
