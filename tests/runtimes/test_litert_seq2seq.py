@@ -309,6 +309,6 @@ def test_refuses_another_files_signatures(model: tuple[Path, tuple[Signature, ..
 
 def test_other_runtimes_say_what_they_are_for(model: tuple[Path, tuple[Signature, ...]]) -> None:
     with pytest.raises(
-        RuntimeUnavailableError, match=r"'fake' runs no encoder-decoders in this edgelm\. These do: litert, onnx"
+        RuntimeUnavailableError, match=r"'tflite' runs no encoder-decoders in this edgelm\. These do: litert, onnx"
     ):
-        open_seq2seq("fake", *model, OPTIONS)
+        open_seq2seq("tflite", *model, OPTIONS)
