@@ -1,4 +1,4 @@
-"""Charts as SVG, from pure functions.
+"""Bars and points as SVG, from pure functions; `edgelm.report.lines` draws lines.
 
 Every horizontal position is a percentage of the width, and the text keeps its size: a chart fits a phone and a desk
 without being scaled. Colours come from classes that the page's style sheet knows in light and dark. Each chart carries
@@ -12,58 +12,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Axis", "Point", "axis_svg", "parts_svg", "scatter_svg", "strip_svg", "time_axis"]
+from edgelm.report.axes import Axis, number
 
-_BINS = 96
-_STRIP_HEIGHT = 54
-_HISTOGRAM_HEIGHT = 34
-_LOG_FROM_RATIO = 20.0
-_TICKS = 5
+__all__ = ["Point", "Scale", "axis_svg", "frame", "inner", "parts_svg", "scatter_svg"]
+
 _SCATTER_HEIGHT = 340
+_TOP, _BELOW = 30, 46
+_LEFT, _WIDTH = (
+    10.0,
+    86.0,
+)  # percent: the numbers of the vertical axis need the left tenth, a dot at the edge its radius
 _NOMINAL_WIDTH = 640  # only to keep the numbers of a scatter chart apart; the real width is the reader's
+_MOST_NUMBERED = 40
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A scale from values to percent of the width.
+class Scale:
+    """An axis with its words.
 
     Attributes:
-        low: The value at 0 %.
-        high: The value at 100 %.
-        log: Whether equal ratios are equal distances.
+        axis: From values to percent.
+        title: With the unit.
+        factor: From the axis' values to that unit.
     """
 
-    low: float
-    high: float
-    log: bool
-
-    def at(self, value: float) -> float:
-        """Return where a value lies, in percent, kept within the axis."""
-        low, high, here = (self._scale(each) for each in (self.low, self.high, max(value, self.low)))
-        return 100 * min(1.0, max(0.0, (here - low) / (high - low)))
-
-    def value(self, percent: float) -> float:
-        """Return the value at a percentage."""
-        low, high = self._scale(self.low), self._scale(self.high)
-        here = low + (high - low) * percent / 100
-        return math.exp(here) if self.log else here
-
-    def ticks(self) -> list[float]:
-        """Return about five round values within the axis."""
-        if not self.log:
-            step = _round_step((self.high - self.low) / _TICKS)
-            first = math.ceil(self.low / step)
-            return [index * step for index in range(first, math.floor(self.high / step) + 1)]
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for factors in ((1, 2, 5), (1, 3), (1,)):
-            values = [factor * 10.0**decade for decade in decades for factor in factors]
-            inside = [value for value in values if self.low <= value <= self.high]
-            if len(inside) <= _TICKS + 2:
-                break
-        return inside
-
-    def _scale(self, value: float) -> float:
-        return math.log(value) if self.log else value
+    axis: Axis
+    title: str
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +52,7 @@ class Point:
         y: On the vertical axis.
         area: Its area, in any unit; None for points that are all alike.
         chosen: Whether it is the one to ship.
+        front: Whether it is on the Pareto front.
     """
 
     number: int
@@ -85,14 +61,7 @@ class Point:
     y: float
     area: float | None
     chosen: bool
-
-
-def time_axis(lows: Sequence[float], highs: Sequence[float]) -> Axis:
-    """Return an axis for times that are above 0: from 0, or logarithmic where they differ more than 20-fold."""
-    low, high = min(lows), max(highs)
-    if high / low > _LOG_FROM_RATIO:
-        return Axis(low * 0.85, high * 1.15, log=True)
-    return Axis(0.0, high * 1.06, log=False)
+    front: bool
 
 
 def axis_svg(axis: Axis, unit: str, factor: float) -> str:
@@ -107,42 +76,8 @@ def axis_svg(axis: Axis, unit: str, factor: float) -> str:
     for tick in axis.ticks():
         place = axis.at(tick)
         anchor = "start" if place < 6 else "end" if place > 94 else "middle"
-        text = f"{_number(tick * factor)} {escape(unit)}"
+        text = f"{number(tick * factor)} {escape(unit)}"
         parts.append(f'<text x="{place:.2f}%" y="14" text-anchor="{anchor}">{text}</text>')
-    return "".join([*parts, "</svg>"])
-
-
-def strip_svg(latencies: Sequence[float], box: tuple[float, float, float, float], axis: Axis, label: str) -> str:
-    """Return the distribution of one run: a histogram, and below it a box.
-
-    Args:
-        latencies: Seconds, at least one; those beyond the axis are not drawn.
-        box: First quartile, median, third quartile, and the end of the whisker.
-        axis: Shared by all strips of a chart.
-        label: Read out.
-    """
-    counts = [0] * _BINS
-    for value in latencies:
-        if value <= axis.high:
-            counts[min(_BINS - 1, int(axis.at(value) / 100 * _BINS))] += 1
-    peak = max(counts) or 1
-    width = 100 / _BINS
-    parts = [_open("strip", _STRIP_HEIGHT, label), _grid(axis, _STRIP_HEIGHT)]
-    for index, count in enumerate(counts):
-        if count:
-            height = max(1.5, _HISTOGRAM_HEIGHT * count / peak)
-            parts.append(
-                f'<rect class="bin" x="{index * width:.2f}%" y="{_HISTOGRAM_HEIGHT - height:.1f}" '
-                f'width="{width * 0.86:.2f}%" height="{height:.1f}"/>'
-            )
-    low, median, high, end = (axis.at(value) for value in box)
-    middle = _HISTOGRAM_HEIGHT + 10
-    parts += [
-        f'<line class="whisker" x1="{axis.at(min(latencies)):.2f}%" x2="{end:.2f}%" y1="{middle}" y2="{middle}"/>',
-        f'<rect class="box" x="{low:.2f}%" y="{middle - 5}" width="{max(0.4, high - low):.2f}%" height="10"/>',
-        f'<line class="median" x1="{median:.2f}%" x2="{median:.2f}%" y1="{middle - 8}" y2="{middle + 8}"/>',
-        f'<line class="whisker" x1="{end:.2f}%" x2="{end:.2f}%" y1="{middle - 5}" y2="{middle + 5}"/>',
-    ]
     return "".join([*parts, "</svg>"])
 
 
@@ -154,7 +89,7 @@ def parts_svg(parts_s: Sequence[tuple[str, float]], axis: Axis, label: str) -> s
         axis: Shared by all bars of a chart; it starts at 0.
         label: Read out.
     """
-    drawn = [_open("parts", 18, label)]
+    drawn = [f'<svg class="parts" width="100%" height="18" role="img" aria-label="{escape(label)}">']
     left = 0.0
     for name, seconds in parts_s:
         right = left + seconds
@@ -164,43 +99,81 @@ def parts_svg(parts_s: Sequence[tuple[str, float]], axis: Axis, label: str) -> s
     return "".join([*drawn, "</svg>"])
 
 
-def scatter_svg(points: Sequence[Point], x_axis: Axis, y_axis: Axis, units: tuple[str, str, float], label: str) -> str:
+def frame(x: Scale, y: Scale, height: int, label: str, kind: str) -> list[str]:
+    """Return the beginning of a chart: its label, its grid, the numbers and titles of both axes.
+
+    Args:
+        x: From left to right.
+        y: From the bottom up.
+        height: Of the whole, in pixels.
+        label: Read out.
+        kind: Its class in the style sheet.
+    """
+    top, bottom = _TOP, height - _BELOW
+    parts = [f'<svg class="{kind}" width="100%" height="{height}" role="img" aria-label="{escape(label)}">']
+    for tick in y.axis.ticks():
+        place = bottom - (bottom - top) * y.axis.at(tick) / 100
+        parts.append(f'<line class="grid" x1="{_LEFT - 1:g}%" x2="100%" y1="{place:.1f}" y2="{place:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 2:g}%" y="{place + 4:.1f}" text-anchor="end">{number(tick * y.factor)}</text>')
+    for tick in x.axis.ticks():
+        place = _LEFT + _WIDTH / 100 * x.axis.at(tick)
+        parts.append(f'<line class="grid" x1="{place:.2f}%" x2="{place:.2f}%" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text x="{place:.2f}%" y="{bottom + 18}" text-anchor="middle">{number(tick * x.factor)}</text>')
+    parts.append(f'<text class="title" x="0" y="14">{escape(y.title)}</text>')
+    parts.append(f'<text class="title" x="100%" y="{bottom + 38}" text-anchor="end">{escape(x.title)}</text>')
+    return parts
+
+
+def inner(height: int) -> str:
+    """Return the opening tag of the plane of a `frame`: 1000 by 1000 from its upper left corner, stretched to it."""
+    return (
+        f'<svg x="{_LEFT:g}%" y="{_TOP}" width="{_WIDTH:g}%" height="{height - _BELOW - _TOP}" '
+        f'viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
+    )
+
+
+def scatter_svg(
+    points: Sequence[Point], x: Scale, y: Scale, label: str, front: Sequence[tuple[float, float]] = ()
+) -> str:
     """Return points by two measures, the area of each standing for a third.
 
     Args:
-        points: At least one.
-        x_axis: Of a time in seconds, drawn in milliseconds.
-        y_axis: Of the other measure.
-        units: Title of the horizontal axis, of the vertical one, and the factor to the unit in the latter.
+        points: At least one. Of more than 40, only those on the front and the one to ship have their numbers.
+        x: From left to right.
+        y: From the bottom up.
         label: Read out.
+        front: The corners of the line that marks the front.
     """
-    x_title, y_title, y_factor = units
-    top, bottom = 30, _SCATTER_HEIGHT - 46
-    parts = [_open("scatter", _SCATTER_HEIGHT, label)]
-    for tick in y_axis.ticks():
-        y = _down(y_axis, tick, top, bottom)
-        parts.append(f'<line class="grid" x1="9%" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="8%" y="{y + 4:.1f}" text-anchor="end">{_number(tick * y_factor)}</text>')
-    for tick in x_axis.ticks():
-        x = _across(x_axis, tick)
-        parts.append(f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.2f}%" y="{bottom + 18}" text-anchor="middle">{_number(tick * 1e3)}</text>')
-    parts.append(f'<text class="title" x="0" y="14">{escape(y_title)}</text>')
-    parts.append(f'<text class="title" x="100%" y="{bottom + 38}" text-anchor="end">{escape(x_title)}</text>')
+    parts = frame(x, y, _SCATTER_HEIGHT, label, "scatter")
+    if len(front) > 1:
+        corners = " ".join(f"{x.axis.at(one) * 10:.0f},{1000 - y.axis.at(other) * 10:.0f}" for one, other in front)
+        parts.append(f'{inner(_SCATTER_HEIGHT)}<polyline class="front-line" points="{corners}"/></svg>')
     largest = max((point.area or 0.0 for point in points), default=0.0)
+    few = len(points) <= _MOST_NUMBERED
     placed: list[tuple[float, float]] = []
     # The large ones first, so that a small one is never hidden beneath.
-    for point in sorted(points, key=lambda point: -(point.area or 0.0)):
+    for point in sorted(points, key=lambda point: (point.front, -(point.area or 0.0))):
         radius = 9.0 if point.area is None or largest == 0 else 5 + 19 * math.sqrt(point.area / largest)
-        x, y = _across(x_axis, point.x), _down(y_axis, point.y, top, bottom)
-        shift_x, shift_y = _free_place(x, y, radius, placed)
-        kind = "dot chosen" if point.chosen else "dot"
-        parts.append(
-            f'<g><title>{escape(point.label)}</title><circle class="{kind}" cx="{x:.2f}%" cy="{y:.1f}" r="{radius:.1f}"/>'
-            f'<text class="number" x="{x:.2f}%" y="{y:.1f}" dx="{shift_x:.1f}" dy="{shift_y + 4:.1f}" '
-            f'text-anchor="middle">{point.number}</text></g>'
+        radius = radius if few else radius / 2
+        across, down = _place(point, x.axis, y.axis)
+        kind = "dot" + (" front" if point.front else "") + (" chosen" if point.chosen else "")
+        drawn = (
+            f'<g data-run="{point.number}"><title>{escape(point.label)}</title>'
+            f'<circle class="{kind}" cx="{across:.2f}%" cy="{down:.1f}" r="{radius:.1f}"/>'
         )
+        if few or point.front or point.chosen:
+            shift_x, shift_y = _free_place(across, down, radius, placed)
+            drawn += (
+                f'<text class="number" x="{across:.2f}%" y="{down:.1f}" dx="{shift_x:.1f}" dy="{shift_y + 4:.1f}" '
+                f'text-anchor="middle">{point.number}</text>'
+            )
+        parts.append(drawn + "</g>")
     return "".join([*parts, "</svg>"])
+
+
+def _place(point: Point, x: Axis, y: Axis) -> tuple[float, float]:
+    bottom = _SCATTER_HEIGHT - _BELOW
+    return _LEFT + _WIDTH / 100 * x.at(point.x), bottom - (bottom - _TOP) * y.at(point.y) / 100
 
 
 def _free_place(x: float, y: float, radius: float, placed: list[tuple[float, float]]) -> tuple[float, float]:
@@ -215,32 +188,3 @@ def _free_place(x: float, y: float, radius: float, placed: list[tuple[float, flo
     shift = next((shift for shift in shifts if room(shift) >= 18), max(shifts, key=room))
     placed.append((here + shift[0], y + shift[1]))
     return shift
-
-
-def _across(axis: Axis, value: float) -> float:
-    # The numbers of the vertical axis need the left tenth, and a dot at the edge needs its radius.
-    return 10 + 0.86 * axis.at(value)
-
-
-def _down(axis: Axis, value: float, top: float, bottom: float) -> float:
-    return bottom - (bottom - top) * axis.at(value) / 100
-
-
-def _grid(axis: Axis, height: int) -> str:
-    return "".join(
-        f'<line class="grid" x1="{axis.at(tick):.2f}%" x2="{axis.at(tick):.2f}%" y1="0" y2="{height}"/>'
-        for tick in axis.ticks()
-    )
-
-
-def _open(kind: str, height: int, label: str) -> str:
-    return f'<svg class="{kind}" width="100%" height="{height}" role="img" aria-label="{escape(label)}">'
-
-
-def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.6g}"

@@ -4,49 +4,64 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
 import jinja2
 from markupsafe import Markup
 
-from edgelm.bench import Bucket, Conditions, Run
 from edgelm.bench.facts import installed_versions
 from edgelm.errors import InputError
 from edgelm.report import numbers
-from edgelm.report.rows import group_runs, warnings_of
+from edgelm.report.figures import FIELDS, Result
+from edgelm.report.foreign import ForeignRun
+from edgelm.report.quantities import shown
+from edgelm.report.rows import Row, group_runs
+from edgelm.report.tables import placement_words
 from edgelm.report.verdict import RULES
-from edgelm.report.view import view
+from edgelm.report.view import overview, view
 
 __all__ = ["render_html"]
 
-_MOST_BUCKETS = 8
+# More than these are folded away: printed or scrolled through, they would bury what matters.
+_MOST_OPEN = 24
+# As in page.js, which shows the others when the reader asks.
+_MOST_ROWS = 50
 
 
-def render_html(runs: Sequence[Run]) -> str:
+def render_html(results: Sequence[Result], *, battery_wh: float | None = None) -> str:
     """Return a page on the runs, for one who decides which of them to ship.
 
     Runs are grouped by machine, for only those of one machine can be compared.
 
+    Args:
+        results: Runs of any kind, other tools' included.
+        battery_wh: Of every device here; None leaves it to the devices' profiles.
+
     Raises:
         InputError: There is no run.
     """
-    if not runs:
+    if not results:
         raise InputError("There is no run to report on. Make one with: edgelm benchmark BUNDLE -o RUN.json")
-    style, script = _asset("page.css"), _asset("page.js")
-    views = [view(group) for group in group_runs(runs)]
-    days = sorted({run.started[:10] for run in runs})
-    names = list(dict.fromkeys(run.bundle.name for run in runs))
+    style, head, script = _asset("page.css"), _asset("head.js"), _asset("page.js")
+    views = [view(group) for group in group_runs(results, battery_wh=battery_wh)]
+    days = sorted({day for result in results if (day := (result.started or "")[:10])})
+    names = list(dict.fromkeys(_name(result) for result in results))
     return _template().render(
         title=f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} · edgelm benchmark",
         views=views,
-        count=len(runs),
-        dates=days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
+        overview=overview(views) if len(views) > 1 else (),
+        count=len(results),
+        dates="" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
         rules=RULES,
+        most_open=_MOST_OPEN,
+        most_rows=_MOST_ROWS,
         version=installed_versions().get("edgelm", "of a checkout"),
         style=Markup(style),  # noqa: S704 - our own file
         style_hash=_hash(style),
+        head=Markup(head),  # noqa: S704 - our own file
+        head_hash=_hash(head),
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=_hash(script),
     )
@@ -54,19 +69,15 @@ def render_html(runs: Sequence[Run]) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    environment.filters |= {
-        "buckets": _buckets,
-        "digits": lambda value: numbers.DASH if value is None else numbers.digits(value),
-        "latency": numbers.latency,
-        "ms": numbers.milliseconds,
-        "pairs": _pairs,
-        "percent": numbers.percent,
-        "size": numbers.size,
-        "temperatures": _temperatures,
-        "warnings": warnings_of,
-    }
-    return environment.from_string(_asset("page.html.j2"))
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_asset),
+    )
+    environment.filters |= {"figure": _figure, "placement": placement_words, "several": _several}
+    return environment.get_template("page.html.j2")
 
 
 def _asset(name: str) -> str:
@@ -77,20 +88,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _pairs(table: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in table.items()) or numbers.DASH
+def _name(result: Result) -> str:
+    return result.model if isinstance(result, ForeignRun) else result.bundle.name
 
 
-def _buckets(run: Run) -> list[Bucket]:
-    """Return the sequence lengths that ran most, in rising order: a model that takes any length has hundreds."""
-    most = sorted(run.results.buckets, key=lambda bucket: -bucket.queries)[:_MOST_BUCKETS]
-    return sorted(most, key=lambda bucket: bucket.sequence_length)
+def _figure(row: Row, name: str) -> str:
+    value = row.value(name)
+    return numbers.DASH if value is None else shown(value, FIELDS[name].dimension)
 
 
-def _temperatures(run: Run) -> str:
-    before, after = (_hottest(state) for state in (run.before, run.after))
-    return "no sensor" if before is None or after is None else f"{before:.0f} °C before, {after:.0f} °C after"
-
-
-def _hottest(state: Conditions) -> float | None:
-    return max((zone.temperature_c for zone in state.thermal_zones), default=None)
+def _several(run_numbers: Sequence[int]) -> str:
+    """Return a few of the numbers, as ``#1, #2 …``."""
+    return ", ".join(f"#{number}" for number in run_numbers[:8]) + (" …" if len(run_numbers) > 8 else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["DASH", "digits", "latency", "milliseconds", "percent", "size"]
+__all__ = ["DASH", "digits", "energy", "latency", "milliseconds", "percent", "size"]
 
 DASH = "—"
 
@@ -72,3 +72,17 @@ def size(size_bytes: float | None) -> str:
         if size_bytes >= factor * 0.9995:
             return f"{digits(size_bytes / factor)} {unit}"
     return f"{size_bytes:.0f} B"
+
+
+def energy(joules: float | None) -> str:
+    """Return joules with the unit that suits them; net of rest they may be below 0.
+
+    >>> energy(0.0123), energy(4.5e-6), energy(3.0), energy(None)
+    ('12.3 mJ', '4.50 µJ', '3.00 J', '—')
+    """
+    if joules is None:
+        return DASH
+    for unit, factor in (("J", 1.0), ("mJ", 1e3)):
+        if abs(joules) * factor >= 0.9995:
+            return f"{digits(joules * factor)} {unit}"
+    return f"{digits(joules * 1e6)} µJ"

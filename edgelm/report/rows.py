@@ -2,49 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from edgelm_runtimes.machine import MachineFacts
 
-from edgelm.bench import Run
+from edgelm.bench import GenerationRun
 from edgelm.bench.facts import machine_name
+from edgelm.report.battery import battery_of
+from edgelm.report.figures import NotMeasured, Result, Value, figures_of
+from edgelm.report.foreign import ForeignRun
 from edgelm.report.numbers import size
 
-__all__ = ["Group", "Row", "cautions_of", "group_runs", "warnings_of"]
-
-# A 1-minute load above this share of the cores means that others wanted them too.
-_BUSY_SHARE = 0.5
+__all__ = ["Group", "Row", "group_runs"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One run in a report.
 
     Attributes:
         number: From 1; unique in the report.
-        run: What it stands for.
+        result: What it stands for.
+        figures: Its figures by name, or why they are not there.
     """
 
     number: int
-    run: Run
+    result: Result
+    figures: Mapping[str, Value]
+
+    def value(self, name: str) -> float | None:
+        """Return a figure; None where it was not measured."""
+        value = self.figures[name]
+        return None if isinstance(value, NotMeasured) else value
+
+    def reason(self, name: str) -> str:
+        """Return why a figure is not there; empty where it is."""
+        value = self.figures[name]
+        return value.reason if isinstance(value, NotMeasured) else ""
+
+    @property
+    def model(self) -> str:
+        """The bundle, or what another tool calls the model."""
+        return self.result.model if isinstance(self.result, ForeignRun) else self.result.bundle.name
+
+    @property
+    def recipe(self) -> str:
+        """How the weights are stored."""
+        return self.result.recipe if isinstance(self.result, ForeignRun) else self.result.bundle.recipe
+
+    @property
+    def runtime(self) -> str:
+        """What ran it."""
+        return self.result.runtime if isinstance(self.result, ForeignRun) else self.result.runtime.runtime
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the runtime; None where another tool does not say."""
+        return self.result.threads if isinstance(self.result, ForeignRun) else self.result.runtime.threads
 
     @property
     def name(self) -> str:
         """The bundle and the runtime."""
-        return f"{self.run.bundle.name} in {self.run.runtime.runtime}"
+        return f"{self.model} in {self.runtime}"
 
     @property
     def detail(self) -> str:
         """What tells it from its neighbours."""
-        runtime = self.run.runtime
-        threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
-        return f"{self.run.bundle.recipe} · {self.run.bundle.format} · {threads}"
+        file_format = None if isinstance(self.result, ForeignRun) else self.result.bundle.format
+        threads = None if self.threads is None else "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        depth = None if self.depth is None else f"depth {self.depth:,}"
+        return " · ".join(part for part in (self.recipe, file_format, threads, depth) if part)
+
+    @property
+    def depth(self) -> int | None:
+        """Tokens in the cache before; None of models that answer."""
+        if isinstance(self.result, GenerationRun):
+            return self.result.settings.depth
+        return self.result.depth if isinstance(self.result, ForeignRun) else None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a language model's."""
+        return self.result.generates if isinstance(self.result, ForeignRun) else isinstance(self.result, GenerationRun)
+
+    @property
+    def evidence(self) -> str:
+        """``measured``, ``executed`` or ``analysed``; of another tool, that it says so."""
+        return "measured" if isinstance(self.result, ForeignRun) else self.result.evidence
+
+    @property
+    def source(self) -> str | None:
+        """The tool that measured it; None of edgelm's own."""
+        return self.result.source if isinstance(self.result, ForeignRun) else None
 
     @property
     def timed(self) -> bool:
         """Whether its timings mean anything: not under emulation."""
-        return self.run.evidence == "measured"
+        return self.evidence == "measured"
+
+    @property
+    def energy_scope(self) -> str | None:
+        """What the energy meter saw; None without one."""
+        return None if isinstance(self.result, ForeignRun) else self.result.energy.scope
+
+    @property
+    def placement(self) -> Mapping[str, int]:
+        """Operators by the processor that runs them; empty where that is not recorded."""
+        if isinstance(self.result, ForeignRun):
+            return self.result.placement
+        # Not every runtime tells, and runs of an earlier edgelm have no such field.
+        found: Any = getattr(self.result, "placement", None) or getattr(self.result.runtime, "placement", None)
+        return found if isinstance(found, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -55,7 +126,7 @@ class Group:
         title: The machine's name.
         facts: What is known of it, in short phrases.
         statements: Sentences on runs that were wanted for another device.
-        rows: The fastest first.
+        rows: The fastest first; models that answer before those that write.
     """
 
     title: str
@@ -64,63 +135,84 @@ class Group:
     rows: tuple[Row, ...]
 
     @property
-    def timed(self) -> tuple[Row, ...]:
-        """Those whose timings mean something."""
-        return tuple(row for row in self.rows if row.timed)
+    def answers(self) -> tuple[Row, ...]:
+        """The runs of models that answer, those whose timings mean something."""
+        return tuple(row for row in self.rows if row.timed and not row.generates)
+
+    @property
+    def tokens(self) -> tuple[Row, ...]:
+        """The runs of language models, likewise."""
+        return tuple(row for row in self.rows if row.timed and row.generates)
+
+    @property
+    def untimed(self) -> tuple[Row, ...]:
+        """Those whose timings mean nothing."""
+        return tuple(row for row in self.rows if not row.timed)
 
 
-def group_runs(runs: Sequence[Run]) -> tuple[Group, ...]:
-    """Return the runs by machine, the fastest first, numbered through."""
-    by_machine: dict[tuple[object, ...], list[Run]] = {}
-    for run in runs:
-        by_machine.setdefault(_machine_key(run.machine), []).append(run)
+def group_runs(results: Sequence[Result], *, battery_wh: float | None = None) -> tuple[Group, ...]:
+    """Return the runs by machine, the fastest first, numbered through.
+
+    Another tool's run joins the machine that has the name it gives, or gets a group under that name.
+
+    Args:
+        results: Runs.
+        battery_wh: Of every device here; None leaves it to the devices' profiles.
+    """
+    members: dict[object, list[Result]] = {}
+    names: dict[str, object] = {}
+    own = [result for result in results if not isinstance(result, ForeignRun)]
+    for run in own:
+        key = _machine_key(run.machine)
+        members.setdefault(key, []).append(run)
+        titles = (
+            run.machine.device_model,
+            run.machine.cpu_model,
+            run.profile.title if run.profile and run.profile.match else None,
+        )
+        for title in titles:
+            if title:
+                names.setdefault(title, key)
+    for result in results:
+        if isinstance(result, ForeignRun):
+            members.setdefault(names.get(result.device, result.device), []).append(result)
     groups = []
     number = 1
-    for members in by_machine.values():
-        ordered = sorted(members, key=lambda run: (run.evidence != "measured", run.results.p50_s, run.bundle.name))
-        rows = tuple(Row(number + index, run) for index, run in enumerate(ordered))
-        number += len(rows)
-        machine = ordered[0].machine
-        statements = (run.profile.statement for run in ordered if run.profile is not None and not run.profile.match)
-        groups.append(Group(machine_name(machine), _facts(machine), _unique(statements), rows))
+    for group in members.values():
+        rows = []
+        for result in sorted(group, key=_order):
+            battery = None if isinstance(result, ForeignRun) else battery_of(result, battery_wh)
+            rows.append(Row(number, result, figures_of(result, battery)))
+            number += 1
+        groups.append(_group(tuple(rows)))
     return tuple(groups)
 
 
-def warnings_of(run: Run) -> tuple[str, ...]:
-    """Return what a reader must know before believing a run's numbers, a sentence each."""
-    settings, before, after = run.settings, run.before, run.after
-    warnings = []
-    if run.evidence == "executed":
-        warnings.append(
-            f"Executed under emulation on {run.machine.emulated_on}: its timings mean nothing and are left out."
+def _order(result: Result) -> tuple[object, ...]:
+    if isinstance(result, ForeignRun):
+        speed = result.figures.get("p50", inf)
+        return (result.generates, True, 0, result.model, result.depth or 0, speed)
+    if isinstance(result, GenerationRun):
+        return (
+            True,
+            False,
+            result.evidence != "measured",
+            result.bundle.name,
+            result.runtime.runtime,
+            result.settings.depth,
         )
-    if run.interrupted:
-        warnings.append(f"Interrupted after {run.results.queries:,} queries.")
-    if not settings.warm_up_settled:
-        warnings.append(f"The p50 had not settled after {settings.warm_up_queries:,} warm-up queries.")
-    if settings.truncated_inputs:
-        warnings.append(
-            f"{settings.truncated_inputs:,} of {settings.input_count:,} inputs were cut to the model's length."
-        )
-    cores = len(run.machine.usable_cores or ()) or run.machine.logical_cores
-    if before.load_average_1min is not None and cores and before.load_average_1min > _BUSY_SHARE * cores:
-        warnings.append(
-            f"The machine was busy before: a load average of {before.load_average_1min:.2f} on {cores} usable cores."
-        )
-    for moment, state in (("before", before), ("after", after)):
-        if state.throttling is not None and state.throttling.now:
-            limits = ", ".join(limit.replace("_", " ") for limit in state.throttling.now)
-            warnings.append(f"The clock was limited {moment} the measurement: {limits}.")
-    return (*warnings, *run.runtime.notes, *run.machine.notes)
+    return (False, False, result.evidence != "measured", result.results.p50_s, result.bundle.name)
 
 
-def cautions_of(rows: Sequence[Row]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return the warnings of several runs, each once, with the numbers of the runs that it is about."""
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        for warning in warnings_of(row.run):
-            found.setdefault(warning, []).append(row.number)
-    return tuple((warning, tuple(numbers)) for warning, numbers in found.items())
+def _group(rows: tuple[Row, ...]) -> Group:
+    runs = [row.result for row in rows if not isinstance(row.result, ForeignRun)]
+    if not runs:
+        device = next(row.result.device for row in rows if isinstance(row.result, ForeignRun))
+        return Group(device, ("as other tools name it; edgelm did not see it",), (), rows)
+    statements = (run.profile.statement for run in runs if run.profile is not None and not run.profile.match)
+    machine = runs[0].machine
+    emulated = f", emulated on {machine.emulated_on}" if machine.emulated_on else ""
+    return Group(machine_name(machine) + emulated, _facts(machine), _unique(statements), rows)
 
 
 def _machine_key(machine: MachineFacts) -> tuple[object, ...]:

@@ -1,14 +1,18 @@
-"""Which bundle to ship, and why: computed from the runs of one machine by rules that the report states."""
+"""Which bundle to ship, and why: computed from the runs of one machine by rules that the report states.
+
+Only edgelm's own runs of models that answer are judged; `edgelm.report.writing` judges language models.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgelm.report.numbers import digits, latency, percent, size
+from edgelm.bench import Run
+from edgelm.report.numbers import digits, energy, latency, percent, size
 from edgelm.report.rows import Group, Row
 
-__all__ = ["RULES", "Best", "Verdict", "judge"]
+__all__ = ["RULES", "Best", "Verdict", "comparable_accuracy", "judge"]
 
 _ACCURACY_TOLERANCE = 0.01
 _LEVEL = 0.05
@@ -47,7 +51,7 @@ class Verdict:
         choice: The run to ship; None where the runs do not tell.
         headline: One sentence.
         reasons: Why, a sentence each.
-        bests: Fastest, smallest, most accurate.
+        bests: Fastest, smallest, most accurate, and least energy where that was measured.
     """
 
     choice: Row | None
@@ -58,8 +62,12 @@ class Verdict:
 
 def judge(group: Group) -> Verdict:
     """Return which run of a machine to ship, and which is best at what."""
-    bests = (_fastest(group), _smallest(group), _most_accurate(group))
-    rows = group.timed
+    rows = tuple(row for row in group.answers if row.source is None)
+    every = (*rows, *(row for row in group.untimed if not row.generates))
+    bests = (_fastest(rows), _smallest(every), _most_accurate(every), *_thriftiest(rows))
+    if not rows and group.answers:
+        reason = "Their tools’ figures stand below as they state them, and are not judged."
+        return Verdict(None, "Only other tools measured models here.", (reason,), ())
     if not rows:
         return Verdict(None, "Nothing here was timed on real hardware.", ("Measure on the device itself.",), bests)
     candidates, reasons = _keep_deadline(rows)
@@ -73,36 +81,37 @@ def judge(group: Group) -> Verdict:
         headline = f"{choice.name} is the only run: there is nothing to compare it with yet."
         return Verdict(None, headline, tuple(reasons), bests)
     headline = f"Ship {choice.name} (#{choice.number})."
-    if choice.run.profile is not None and not choice.run.profile.match:
+    profile = _run(choice).profile
+    if profile is not None and not profile.match:
         headline = f"By this machine’s numbers, {choice.name} (#{choice.number})."
-        reasons.append(f"Measure on {choice.run.profile.title} before deciding: its order may be another.")
+        reasons.append(f"Measure on {profile.title} before deciding: its order may be another.")
     return Verdict(choice, headline, tuple(reasons), bests)
 
 
 def comparable_accuracy(rows: Sequence[Row]) -> bool:
     """Return whether all accuracies that are known come from the same data."""
-    known = {(row.run.bundle.accuracy.data, row.run.bundle.accuracy.samples) for row in rows if row.run.bundle.accuracy}
-    return len(known) == 1
+    found = [row.result.bundle.accuracy for row in rows if isinstance(row.result, Run)]
+    return len({(accuracy.data, accuracy.samples) for accuracy in found if accuracy is not None}) == 1
 
 
 def _keep_deadline(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    asked = {row.run.settings.deadline_s for row in rows}
+    asked = {_run(row).settings.deadline_s for row in rows}
     deadline = next(iter(asked))
     if len(asked) > 1:
         return list(rows), ["The runs have different deadlines, which are left aside."]
     if deadline is None:
         return list(rows), []
-    kept = [row for row in rows if (row.run.results.deadline_hit_rate or 0) >= _HIT_RATE]
+    kept = [row for row in rows if (row.value("deadline_hit_rate") or 0) >= _HIT_RATE]
     if kept:
         number = "It keeps" if len(rows) == 1 else f"{len(kept)} of {len(rows)} runs keep"
         return kept, [f"{number} the deadline of {latency(deadline)} in at least {_HIT_RATE:.0%} of the queries."]
-    best = max(rows, key=lambda row: row.run.results.deadline_hit_rate or 0)
-    rate = percent(best.run.results.deadline_hit_rate)
+    best = max(rows, key=lambda row: row.value("deadline_hit_rate") or 0)
+    rate = percent(best.value("deadline_hit_rate"))
     return [], [f"The best, {best.name} (#{best.number}), answers {rate} of the queries within {latency(deadline)}."]
 
 
 def _keep_accurate(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    known = [row for row in rows if row.run.bundle.accuracy is not None]
+    known = [row for row in rows if row.value("accuracy") is not None]
     if not known:
         return list(
             rows
@@ -121,13 +130,13 @@ def _keep_accurate(rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 
 def _fastest_small(rows: Sequence[Row]) -> tuple[Row, str]:
-    by_p90 = all(row.run.results.p90_s is not None for row in rows)
+    by_p90 = all(row.value("p90") is not None for row in rows)
     speed = _p90 if by_p90 else _p50
     most = "nine queries in ten" if by_p90 else "half of the queries"
     fastest = min(rows, key=speed)
     level = [row for row in rows if speed(row) <= speed(fastest) * (1 + _LEVEL)]
-    choice = min(level, key=lambda row: (row.run.bundle.size_bytes, speed(row)))
-    figures = f"{most} within {latency(speed(choice))}, {size(choice.run.bundle.size_bytes)}"
+    choice = min(level, key=lambda row: (_size(row), speed(row)))
+    figures = f"{most} within {latency(speed(choice))}, {size(_size(choice))}"
     if len(rows) == 1:
         return choice, f"It answers {figures}."
     if choice is not fastest:
@@ -139,26 +148,36 @@ def _fastest_small(rows: Sequence[Row]) -> tuple[Row, str]:
     return choice, f"It answers {figures}: the fastest of them, {digits(factor)} times as fast as the next."
 
 
-def _fastest(group: Group) -> Best:
-    return _best("Fastest", group.timed, _p50, lambda row: f"{latency(_p50(row))} p50", "not measured")
+def _fastest(rows: Sequence[Row]) -> Best:
+    return _best("Fastest", rows, _p50, lambda row: f"{latency(_p50(row))} p50", "not measured")
 
 
-def _smallest(group: Group) -> Best:
-    return _best("Smallest", group.rows, _size, lambda row: size(_size(row)), "not known")
+def _smallest(rows: Sequence[Row]) -> Best:
+    return _best("Smallest", rows, _size, lambda row: size(_size(row)), "not known")
 
 
-def _most_accurate(group: Group) -> Best:
-    known = [row for row in group.rows if row.run.bundle.accuracy is not None]
+def _most_accurate(rows: Sequence[Row]) -> Best:
+    known = [row for row in rows if row.value("accuracy") is not None]
     if known and not comparable_accuracy(known):
         return Best("Most accurate", None, "not comparable", "The accuracies come from different data.")
     best = _best(
         "Most accurate", known, lambda row: -_accuracy(row), lambda row: percent(_accuracy(row)), "not measured"
     )
-    accuracy = best.row.run.bundle.accuracy if best.row else None
+    accuracy = _run(best.row).bundle.accuracy if best.row else None
     if accuracy is None:
         return Best(best.title, None, best.value, "No labelled data was given to the converter.")
     data = f"Keras {percent(accuracy.keras)}, {accuracy.samples:,} samples of {accuracy.data}"
     return Best(best.title, best.row, best.value, f"{best.note} {data}".strip())
+
+
+def _thriftiest(rows: Sequence[Row]) -> tuple[Best, ...]:
+    known = [row for row in rows if row.value("energy") is not None]
+    scopes = {row.energy_scope for row in known}
+    if len(scopes) != 1:
+        return (Best("Least energy", None, "not comparable", "The meters saw different things."),) if scopes else ()
+    scope = next(iter(scopes)) or "unknown"
+    best = _best("Least energy", known, _joules, lambda row: f"{energy(_joules(row))} an answer", "not measured")
+    return (Best(best.title, best.row, best.value, f"{best.note} Measured of the {scope}.".strip()),)
 
 
 def _best(
@@ -173,23 +192,32 @@ def _best(
     equal = [row for row in others if show(row) == show(best)]
     if equal:
         numbers = ", ".join(f"#{row.number}" for row in equal[:4]) + (" …" if len(equal) > 4 else "")
-        return Best(title, best, show(best), f"Level with {numbers}.")
+        return Best(title, best, show(best), f"Level with {numbers}" + ("" if numbers.endswith("…") else "."))
     return Best(title, best, show(best), f"Next: #{others[0].number} with {show(others[0])}.")
 
 
+def _run(row: Row) -> Run:
+    if not isinstance(row.result, Run):
+        raise TypeError(f"run {row.number} is not of a model that answers, and has no place in this verdict")
+    return row.result
+
+
 def _accuracy(row: Row) -> float:
-    accuracy = row.run.bundle.accuracy
-    return 0.0 if accuracy is None else accuracy.artifact
+    return row.value("accuracy") or 0.0
+
+
+def _joules(row: Row) -> float:
+    return row.value("energy") or 0.0
 
 
 def _p50(row: Row) -> float:
-    return row.run.results.p50_s
+    return _run(row).results.p50_s
 
 
 def _p90(row: Row) -> float:
-    p90 = row.run.results.p90_s
-    return row.run.results.max_s if p90 is None else p90
+    results = _run(row).results
+    return results.max_s if results.p90_s is None else results.p90_s
 
 
 def _size(row: Row) -> float:
-    return row.run.bundle.size_bytes
+    return float(_run(row).bundle.size_bytes)

@@ -5,7 +5,8 @@ import dataclasses
 from run_factory import PI, SERVER, make_run, replaced
 
 from edgelm.bench import Run
-from edgelm.report.rows import cautions_of, group_runs, warnings_of
+from edgelm.report.cautions import cautions_of, warnings_of
+from edgelm.report.rows import group_runs
 from edgelm.report.verdict import Verdict, judge
 
 
@@ -15,7 +16,7 @@ def _judge(*runs: Run) -> Verdict:
 
 
 def _name(verdict: Verdict) -> str | None:
-    return verdict.choice.run.bundle.name if verdict.choice else None
+    return verdict.choice.model if verdict.choice else None
 
 
 LARGE = make_run(name="large", median_s=0.02, accuracy=0.915, size_bytes=20_000_000)
@@ -28,7 +29,7 @@ def test_the_fastest_within_a_point_of_the_best_accuracy() -> None:
     assert _name(verdict) == "medium"
     assert verdict.headline == "Ship medium in litert (#2)."
     assert "2 of 3 are within 1 percentage point of the best accuracy, 91.5 %." in verdict.reasons
-    assert [best.row.run.bundle.name for best in verdict.bests if best.row] == ["tiny", "tiny", "large"]
+    assert [best.row.model for best in verdict.bests if best.row] == ["tiny", "tiny", "large"]
 
 
 def test_the_deadline_comes_first() -> None:
@@ -109,7 +110,7 @@ def test_emulation_is_never_timed() -> None:
 def test_machines_are_not_mixed() -> None:
     groups = group_runs([LARGE, dataclasses.replace(TINY, machine=SERVER), MEDIUM])
     assert [group.title for group in groups] == [PI.device_model, SERVER.cpu_model]
-    assert [[row.run.bundle.name for row in group.rows] for group in groups] == [["medium", "large"], ["tiny"]]
+    assert [[row.model for row in group.rows] for group in groups] == [["medium", "large"], ["tiny"]]
     assert [row.number for group in groups for row in group.rows] == [1, 2, 3]
 
 
@@ -120,7 +121,7 @@ def test_warnings() -> None:
     run = replaced(run, "after", throttling=dataclasses.replace(run.after.throttling, now=("under_voltage",)))
     run = dataclasses.replace(run, stopped="Ctrl-C")
     assert warnings_of(run) == (
-        "Interrupted after 400 queries.",
+        "Stopped after 400 queries: Ctrl-C.",
         "The p50 had not settled after 80 warm-up queries.",
         "3 of 40 inputs were cut to the model's length.",
         "The machine was busy before: a load average of 3.50 on 4 usable cores.",
