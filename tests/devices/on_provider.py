@@ -1,9 +1,9 @@
 """Run an ONNX file on an accelerator of ONNX Runtime: ``python on_provider.py MODEL INPUTS.npz OUTPUTS.npz WHERE``, which is
 ``webgpu``, ``qnn``, ``qnn-context`` (a file that ``qnn`` compiled before) or ``cpu``.
 
-A process of its own, with the variant of ONNX Runtime that its PYTHONPATH names. What the accelerator does not take is an
-error (``session.disable_cpu_ep_fallback``): a provider that is listed and not used would go unnoticed otherwise. Prints the
-version and, for ``qnn``, writes the compiled context beside the outputs.
+A process of its own, with the variant of ONNX Runtime that its PYTHONPATH names. What QNN does not take is an error
+(``session.disable_cpu_ep_fallback``): a provider that is listed and not used would go unnoticed otherwise. WebGPU always leaves
+the arithmetic of shapes to the processor. Prints the version; ``qnn`` writes the compiled context beside the outputs.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ def main(model: str, inputs: str, outputs: str, where: str) -> None:
     options.intra_op_num_threads = 1
     with np.load(inputs) as arrays:
         given = dict(arrays)
-    # An accelerator compiles for fixed shapes: batch 1, and the length of what is given.
-    _fix_free_dimensions(model, given, options)
+    if where != "qnn-context":
+        # An accelerator compiles for fixed shapes: batch 1, and the length of what is given.
+        _fix_free_dimensions(model, given, options)
     if where in ("qnn", "qnn-context"):
         _use_qnn(options)
     if where == "qnn":
         options.add_session_config_entry("ep.context_enable", "1")
         options.add_session_config_entry("ep.context_file_path", str(Path(outputs).with_name("context.onnx")))
     providers = {"webgpu": ["WebGpuExecutionProvider"], "cpu": ["CPUExecutionProvider"]}.get(where)
-    if where != "cpu" and where != "webgpu":
+    if where in ("qnn", "qnn-context"):
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     session = ort.InferenceSession(model, options, providers=providers)
     values = session.run(None, {port.name: given[port.name] for port in session.get_inputs()})
     np.savez(Path(outputs), **dict(zip([port.name for port in session.get_outputs()], values, strict=True)))
-    print(ort.__version__, *session.get_providers())
+    sys.stdout.write(f"{ort.__version__} {' '.join(session.get_providers())}\n")
 
 
 def _fix_free_dimensions(model: str, given: Mapping[str, NDArray[Any]], options: ort.SessionOptions) -> None:
