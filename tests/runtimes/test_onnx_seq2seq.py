@@ -173,16 +173,18 @@ def test_calls_that_make_no_sense(program: Seq2SeqProgram) -> None:
         with pytest.raises(ExecutionError, match=message):
             program.encode(source, counts, beams)
     program.encode(batch, lengths, 1)
-    for tokens, start, message in (
+    floats: Any = ids[:, :3].astype(np.float32)
+    calls = (
         (ids[:1, :3], 0, r"for each of 2 rows, int32 \(R, n\), and got int32 \[1, 3\]"),
         (ids[:, :0], 0, r"got int32 \[2, 0\]"),
-        (ids[:, :3].astype(np.float32), 0, r"got float32"),
+        (floats, 0, r"got float32"),
         (ids[0, :3], 0, r"got int32 \[3\]"),
         (np.full((2, 1), 96, np.int32), 0, "The token id 96 is not one of the model's 96"),
         (np.full((2, 1), -1, np.int32), 0, "The token id -1 is not"),
         (ids[:, :1], 1, "position 1 was asked for, and those before it are computed up to 0"),
         (ids, 0, "21 positions are more than the 20 of an answer"),
-    ):
+    )
+    for tokens, start, message in calls:
         with pytest.raises(ExecutionError, match=message):
             program.forward(tokens, start)
     program.forward(ids[:, :4], 0)
