@@ -20,8 +20,6 @@ import onnxruntime
 import pytest
 from lanes import CACHE
 
-from edgelm.bundle import open_bundle
-
 pytestmark = pytest.mark.devices
 LANE = "npu"
 
@@ -72,9 +70,7 @@ def _logits(path: Path, scale: float) -> np.ndarray:
     return codes.astype(np.float32) * scale
 
 
-def test_the_htp_runs_everything_between_lookup_and_answer(
-    intents: Callable[[str], Path], parts: _Parts, tmp_path: Path
-) -> None:
+def test_the_htp_runs_everything_between_lookup_and_answer(parts: _Parts, tmp_path: Path) -> None:
     here = _run(parts.middle, parts.inputs, tmp_path / "cpu.npz", "cpu")
     assert here.returncode == 0, here.stderr[-2000:]
     there = _run(parts.middle, parts.inputs, tmp_path / "qnn.npz", "qnn")
@@ -82,13 +78,11 @@ def test_the_htp_runs_everything_between_lookup_and_answer(
     assert "QNNExecutionProvider" in there.stdout
     wanted, found = _logits(tmp_path / "cpu.npz", parts.scale), _logits(tmp_path / "qnn.npz", parts.scale)
     assert found.argmax() == wanted.argmax()
-    # The HTP has its own kernels for norms, softmax and GELU. They may round differently, and must not cost more than the
-    # quantisation itself did: the bundle's largest error against Keras. Measured: 3 steps of the answer, and 17 are allowed.
-    with open_bundle(intents("static_wi8_ai8")) as opened:
-        allowed = next(
-            artifact.parity.max_abs_error for artifact in opened.manifest.artifacts if artifact.format == "onnx"
-        )
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=allowed)
+    # The HTP has its own kernels for norms, softmax and GELU, so each rounding to int8 may go to the next step, up or down:
+    # that many steps add up like a random walk, at gains of about one. Twice its deviation is allowed; measured: 3 and 5
+    # steps for two calibrations.
+    roundings = sum(node.op_type == "QuantizeLinear" for node in onnx.load(parts.middle).graph.node)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * np.sqrt(roundings) * parts.scale)
 
 
 def test_the_compiled_context_gives_the_same_answer(parts: _Parts, tmp_path: Path) -> None:
