@@ -28,14 +28,16 @@ class Axis:
 
     def at(self, value: float) -> float:
         """Return where a value lies, in percent, kept within the axis."""
-        low, high, here = (self._scale(each) for each in (self.low, self.high, max(value, self.low)))
-        return 100 * min(1.0, max(0.0, (here - low) / (high - low)))
+        kept = min(max(value, self.low), self.high)
+        if self.log:
+            return 100 * math.log(kept / self.low) / math.log(self.high / self.low)
+        return 100 * (kept - self.low) / (self.high - self.low)
 
     def value(self, percent: float) -> float:
         """Return the value at a percentage."""
-        low, high = self._scale(self.low), self._scale(self.high)
-        here = low + (high - low) * percent / 100
-        return math.exp(here) if self.log else here
+        if self.log:
+            return self.low * math.exp(math.log(self.high / self.low) * percent / 100)
+        return self.low + (self.high - self.low) * percent / 100
 
     def ticks(self) -> list[float]:
         """Return about five round values within the axis."""
@@ -50,9 +52,6 @@ class Axis:
             if len(inside) <= _TICKS + 2:
                 break
         return inside
-
-    def _scale(self, value: float) -> float:
-        return math.log(value) if self.log else value
 
 
 def time_axis(lows: Sequence[float], highs: Sequence[float]) -> Axis:

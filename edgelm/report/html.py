@@ -26,6 +26,8 @@ __all__ = ["render_html"]
 
 # More than these are folded away: printed or scrolled through, they would bury what matters.
 _MOST_OPEN = 24
+# Of more runs, what is folded away is parsed when it is opened: a thousand runs would make 300,000 elements at once.
+_MOST_WHOLE = 100
 # As in page.js, which shows the others when the reader asks.
 _MOST_ROWS = 50
 
@@ -57,6 +59,7 @@ def render_html(results: Sequence[Result], *, battery_wh: float | None = None) -
         rules=RULES,
         most_open=_MOST_OPEN,
         most_rows=_MOST_ROWS,
+        lazy=len(results) > _MOST_WHOLE,
         version=installed_versions().get("edgelm", "of a checkout"),
         style=Markup(style),  # noqa: S704 - our own file
         style_hash=_hash(style),

@@ -6,7 +6,7 @@ const make = (tag, properties, ...children) => {
   return element;
 };
 
-for (const table of document.querySelectorAll("table.sortable")) {
+function sortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
     if (!heading.dataset.sort) return;
@@ -45,8 +45,8 @@ function limit(table) {
   more.hidden = shown <= MOST_ROWS || whole.has(table);
   more.textContent = `Show all ${shown} rows`;
 }
-for (const table of document.querySelectorAll("table")) {
-  if (table.tBodies[0].rows.length <= MOST_ROWS) continue;
+function shorten(table) {
+  if (table.tBodies[0].rows.length <= MOST_ROWS) return;
   const more = make("button", { type: "button", className: "more" });
   more.addEventListener("click", () => { whole.add(table); limit(table); });
   table.after(more);
@@ -58,18 +58,35 @@ const runs = new Map();  // number -> what is known of it
 for (const row of document.querySelectorAll("tr[data-model]")) {
   const { model, recipe, runtime, source, front } = row.dataset;
   const place = row.closest(".machine").querySelector(".place").textContent;
-  runs.set(row.dataset.run, { model, recipe, runtime, source, place, front, text: `${row.cells[0].textContent} ${place}`.toLowerCase() });
+  const text = [model, runtime, row.querySelector(".detail").textContent, place].join(" ").toLowerCase();
+  runs.set(row.dataset.run, { model, recipe, runtime, source, place, front, text });
 }
 const facets = [["place", "Device"], ["model", "Model"], ["recipe", "Weights"], ["runtime", "Runtime"], ["source", "Measured by"]];
 const hidden = new Set();
 const parts = new Map();  // number -> everything that shows it
-for (const element of document.querySelectorAll("[data-run]")) {
-  const { run } = element.dataset;
-  if (!parts.has(run)) parts.set(run, []);
-  parts.get(run).push(element);
-  // What stands in a strip chart is a name and the drawing beside it.
-  if (element.classList.contains("who")) parts.get(run).push(element.nextElementSibling);
+function enhance(place) {
+  for (const element of place.querySelectorAll("[data-run]")) {
+    const { run } = element.dataset;
+    // What stands in a strip chart is a name and the drawing beside it.
+    const shown = element.classList.contains("who") ? [element, element.nextElementSibling] : [element];
+    if (!parts.has(run)) parts.set(run, []);
+    parts.get(run).push(...shown);
+    for (const each of shown) each.classList.toggle("filtered", hidden.has(run));
+  }
+  for (const table of place.querySelectorAll("table.sortable")) sortable(table);
+  for (const table of place.querySelectorAll("table")) shorten(table);
 }
+enhance(document);
+
+// Of many runs, what is folded away is text until it is opened.
+addEventListener("toggle", (event) => {
+  const text = event.target.querySelector?.(":scope > script[type='text/plain']");
+  if (!text) return;
+  const place = make("div", {});
+  place.innerHTML = text.textContent;
+  text.replaceWith(place);
+  enhance(place);
+}, true);
 
 function buildFilters() {
   const words = make("input", { type: "search", id: "filter-words", autocomplete: "off" });

@@ -3,7 +3,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.report.axes import Axis, span_axis, time_axis
@@ -71,6 +71,7 @@ def test_parts_add_up() -> None:
     assert (second.get("x"), second.get("width")) == ("12.50%", "37.50%")
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(1e-4, 1), st.floats(0, 1), st.floats(1, 1e9)), min_size=1, max_size=60))
 def test_scatter_has_every_point(values: list[tuple[float, float, float]]) -> None:
     points = [
