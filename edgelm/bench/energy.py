@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgelm.bench.meter_choice import MeterChoice
-from edgelm.errors import MeterError
+from edgelm.errors import InputError, MeterError
 from edgelm.meters import (
     SYNC_PATTERN_S,
     MeterFacts,
@@ -219,9 +219,9 @@ def check_seconds(seconds: float | None) -> None:
     """Refuse a window without length.
 
     Raises:
-        MeterError: It is not above 0.
+        InputError: It is not above 0.
     """
     if seconds is not None and not 0 < seconds < float("inf"):
-        raise MeterError(
+        raise InputError(
             f"An energy window of {seconds} s makes no sense. Give seconds above 0, or leave it to the sensor."
         )

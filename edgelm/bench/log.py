@@ -17,11 +17,12 @@ import dacite
 from edgelm.bench.findings import StoredSamples
 from edgelm.bench.generation_run import GENERATION_FORMAT, GenerationRun
 from edgelm.bench.output import write_text
-from edgelm.bench.run import STRICT, Run, parse_json
+from edgelm.bench.run import FORMAT, STRICT, Run, parse_json
 from edgelm.bench.store import read_samples, write_samples
+from edgelm.bench.upgrade import upgraded
 from edgelm.errors import InputError, OutputError
 
-__all__ = ["AnyRun", "append", "default_log", "heads", "read", "read_all", "write"]
+__all__ = ["AnyRun", "append", "default_log", "find", "heads", "read", "read_all", "write"]
 
 Warn = Callable[[str], None]
 AnyRun = Run | GenerationRun
@@ -133,10 +134,10 @@ def read_all(paths: Iterable[Path | str], *, warn: Warn | None = None) -> list[A
 def heads(path: Path | str, *, warn: Warn | None = None) -> Iterator[dict[str, Any]]:
     """Give the runs of a log one by one as values, without their samples: all that a list of them needs.
 
-    Nothing but the format of a line is checked. Ten thousand take half a second.
+    Nothing but the format of a line is checked, and runs of an earlier version are given as those of today's.
 
     Raises:
-        InputError: The log cannot be read.
+        InputError: The log cannot be read, or holds a run of an earlier version that is damaged.
     """
     path, tell = Path(path), warn or _warn
     try:
@@ -150,12 +151,26 @@ def heads(path: Path | str, *, warn: Warn | None = None) -> Iterator[dict[str, A
                 except InputError:
                     data = None
                 whole = line.rstrip().endswith(b"}")
-                if whole and isinstance(data, dict) and isinstance(data.get("id"), str):
-                    yield data
+                known = isinstance(data, dict) and data.get("format") in (FORMAT, GENERATION_FORMAT)
+                if whole and known and isinstance(data.get("id"), str):
+                    yield upgraded(data)
                 else:
                     tell(f"{path}, line {number} is cut off or no run, and is left out.")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def find(path: Path | str, run_id: str, *, warn: Warn | None = None) -> dict[str, Any]:
+    """Return the one run of a log whose id begins so, as `heads` gives it.
+
+    Raises:
+        InputError: The log cannot be read, or holds none or several such runs.
+    """
+    found = {head["id"]: head for head in heads(path, warn=warn) if head["id"].startswith(run_id)}
+    if len(found) != 1:
+        count = f"{len(found)} runs" if found else "no run"
+        raise InputError(f"{path} holds {count} whose id begins with '{run_id}'. List them with: edgelm runs list")
+    return found.popitem()[1]
 
 
 def _read_file(path: Path, warn: Warn) -> list[AnyRun]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.errors import OutputError
 
-__all__ = ["write_text"]
+__all__ = ["RESERVE_BYTES", "reserved", "write_text"]
+
+RESERVE_BYTES = 8 << 20
+"""What a run takes at most: a hundred thousand queries, at some 60 bytes each."""
 
 
 def write_text(text: str, path: Path, *, force: bool) -> None:
@@ -36,3 +42,38 @@ def write_text(text: str, path: Path, *, force: bool) -> None:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}). Choose a folder that exists and is yours."
         ) from error
+
+
+@contextlib.contextmanager
+def reserved(path: Path | None, size_bytes: int = RESERVE_BYTES) -> Iterator[None]:
+    """Keep room for a result on the disk while it is measured, and free it at the end.
+
+    A disk that fills up meanwhile does not cost the result then, and one that is full already is told before an hour of
+    measuring, not after it.
+
+    Args:
+        path: The result; None writes none, and needs none.
+        size_bytes: The room.
+
+    Raises:
+        OutputError: There is no such room, or the folder cannot be written to.
+    """
+    if path is None:
+        yield
+        return
+    held = path.with_name(f".{path.name}.{secrets.token_hex(4)}.room")
+    try:
+        try:
+            with held.open("xb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size_bytes)
+                else:
+                    file.write(bytes(size_bytes))
+        except OSError as error:
+            raise OutputError(
+                f"There is no room for {path} ({error.strerror}): {size_bytes / 1e6:.0f} MB are kept free for it while it is "
+                "measured. Choose another place."
+            ) from error
+        yield
+    finally:
+        held.unlink(missing_ok=True)

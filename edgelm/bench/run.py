@@ -118,8 +118,8 @@ class Results:
         first_inference_s: The first query after loading, which was not warmed up.
         baseline_memory_bytes: Most memory resident before loading: Python, NumPy and edgelm.
         peak_memory_bytes: Most memory resident in the whole life of the process, which ran nothing but this.
-        overhead_s: What the benchmark itself takes for a query, measured on one that does nothing; of it only the reading of
-            a clock is in a latency. None where an earlier edgelm did not measure it.
+        overhead_s: What the benchmark itself takes from one query to the next, measured on one that does nothing; of it only
+            the reading of a clock is in a latency. None where an earlier edgelm did not measure it.
         deadline_hit_rate: Share of the queries within the deadline, the waiting of `RealTime` included; None without one.
         buckets: Per sequence length, in rising order; empty where the model has none.
     """

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["upgrade_generation_run", "upgrade_run"]
+from edgelm.errors import InputError
+
+__all__ = ["upgrade_generation_run", "upgrade_run", "upgraded"]
 
 _EVIDENCE = "as an earlier edgelm recorded it"
 _STOPPED = "it was interrupted"
@@ -79,6 +81,20 @@ def upgrade_generation_run(old: dict[str, Any]) -> dict[str, Any]:
         "settings": {**old["settings"], **_SETTINGS_NOT_KEPT},
         "energy": _energy(old["energy"]),
     }
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a run of any kind and version as one of today's; what is today's already is returned as it is.
+
+    Raises:
+        InputError: It is of version 1, and lacks a part of it.
+    """
+    if values.get("schema_version") != 1:
+        return values
+    try:
+        return upgrade_run(values) if values.get("format") == "edgelm-run" else upgrade_generation_run(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"A run of version 1 does not follow its schema ({error}): the file is damaged.") from error
 
 
 def _without(old: dict[str, Any], changed: set[str], *, new: set[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "run": "run",
     "benchmark": "benchmark",
     "report": "report",
+    "runs": "runs",
     "inspect": "inspect",
     "verify": "inspect",
     "pack": "inspect",

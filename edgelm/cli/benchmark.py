@@ -4,46 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgelm.cli.benchmark_generation import GenerationAmounts, generates, generation_options, run_generation
-from edgelm.cli.output import complain, json_option, print_json, progress_bar, size, table
+from edgelm.cli.benchmark_options import FILE, Protocol, Results, protocol_options, result_options
+from edgelm.cli.benchmark_table import milliseconds, print_findings
+from edgelm.cli.output import json_option, print_json, progress_bar, size, table
 
 if TYPE_CHECKING:
     from edgelm.bench import Run
+    from edgelm.bench.findings import Arrivals
 
 __all__ = ["benchmark"]
 
-_FILE = click.Path(path_type=Path)
+_POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=_FILE)
-@click.option("--runtime", "runtimes", multiple=True, help="litert, tflite or onnx; may be given several times.")
-@click.option("--profile", help="The device that the numbers are for; the detected one otherwise.")
-@click.option("--threads", type=click.IntRange(1, 64), help="Threads of the runtime.")
+@click.argument("bundles", nargs=-1, required=True, type=FILE)
+@protocol_options
 @click.option("--queries", type=click.IntRange(1), help="Stop after so many of each.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long of each.")
-@click.option("--deadline-ms", type=click.FloatRange(0, min_open=True), help="Report the share within this time.")
-@click.option("--texts", type=_FILE, help="Inputs, cycled through: csv with a text column, or a text a line.")
-@click.option("-o", "--output", type=_FILE, help="Write the runs, with every sample, to RUN.json.")
-@click.option("--log", "log_file", type=_FILE, help="Append a line for each run to this JSONL log.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--deadline-ms", type=_POSITIVE, help="Report the share within this time.")
+@click.option("--rate", type=_POSITIVE, help="Real time: so many queries arrive a second.")
+@click.option(
+    "--arrivals", type=click.Choice(["poisson", "fixed"]), default="poisson", show_default=True, help="How they arrive."
+)
+@click.option("--texts", type=FILE, help="Inputs, cycled through: csv with a text column, or a text a line.")
+@result_options
 @generation_options
 @json_option
 def benchmark(
     bundles: tuple[Path, ...],
+    mode: str | None,
     runtimes: tuple[str, ...],
     profile: str | None,
     threads: int | None,
     queries: int | None,
     seconds: float | None,
     deadline_ms: float | None,
+    rate: float | None,
+    arrivals: Arrivals,
     texts: Path | None,
+    meter: str | None,
+    energy_seconds: float | None,
+    model_energy: bool,
+    seed: int | None,
     output: Path | None,
     log_file: Path | None,
+    resume: Path | None,
     force: bool,
     prefill_tokens: int | None,
     decode_tokens: int | None,
@@ -51,44 +61,66 @@ def benchmark(
     repetitions: int | None,
     as_json: bool,
 ) -> None:
-    """Measure each of BUNDLES on this machine, in turns: latency, load time, memory, size.
+    """Measure each of BUNDLES on this machine, in turns: latency, load time, memory, size, energy.
 
     Language models are measured by the tokens that they read and write a second, with -p, -d, --depth and -r.
     """
-    from edgelm import bench
-    from edgelm.errors import InputError, OutputError
+    from edgelm.errors import InputError
 
-    if output is not None and output.exists() and not force:
-        raise OutputError(f"{output} exists already. Choose another name, or replace it with --force.")
+    results = Results(output=output, log_file=log_file, resume=resume, force=force, as_json=as_json)
+    results.check()
+    protocol = Protocol(
+        mode=mode or ("standard" if rate is None else "realtime"),
+        runtime=runtimes or None,
+        profile=profile,
+        threads=threads,
+        seconds=seconds,
+        meter=meter,
+        energy_seconds=energy_seconds,
+        model_energy=model_energy,
+        seed=seed,
+    )
     amounts = GenerationAmounts(prefill_tokens, decode_tokens, depths, repetitions)
     if generates(bundles):
-        if any(value is not None for value in (queries, seconds, deadline_ms, texts, log_file)):
+        timed = seconds is not None and mode != "sustained"
+        if timed or any(value is not None for value in (queries, deadline_ms, rate, texts)):
             raise InputError("Language models are measured with -p, -d, --depth and -r; other amounts do not fit them.")
-        run_generation(bundles, runtimes, profile, threads, amounts, output, force=force, as_json=as_json)
+        run_generation(bundles, protocol, amounts, results)
         return
     if amounts.given:
         raise InputError("-p, -d, --depth and -r are for language models, and this bundle is none.")
-    with progress_bar(quiet=as_json) as progress:
+    _run(
+        bundles,
+        protocol,
+        results,
+        queries=queries,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+        rate_per_s=rate,
+        arrivals=arrivals,
+        texts=None if texts is None else _read_texts(texts),
+    )
+
+
+def _run(bundles: Sequence[Path], protocol: Protocol, results: Results, **amounts: Any) -> None:
+    """Measure, print, and write: in this order, so that a disk that is full does not cost the figures."""
+    from edgelm import bench
+    from edgelm.bench.output import reserved
+
+    earlier = [run for run in results.earlier() if isinstance(run, bench.Run)]
+    with progress_bar(quiet=results.as_json) as progress, reserved(results.output or results.log_file):
         runs = bench.benchmark(
             bundles,
-            runtime=runtimes or None,
-            profile=profile,
-            threads=threads,
-            queries=queries,
-            seconds=seconds,
-            deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
-            texts=None if texts is None else _read_texts(texts),
+            **protocol.arguments(),
+            **amounts,
+            resume=earlier,
             progress=progress,
+            checkpoint=results.write_down,
         )
-    if output is not None:
-        bench.log.write(runs, output, force=force)
-    if log_file is not None:
-        for run in runs:
-            bench.log.append(run, log_file)
-    if as_json:
+    if results.as_json:
         print_json([run.to_dict() for run in runs])
     else:
         _print_runs(runs)
+    results.write(runs)
 
 
 def _read_texts(path: Path) -> Sequence[str]:
@@ -110,9 +142,6 @@ def _read_texts(path: Path) -> Sequence[str]:
 
 
 def _print_runs(runs: Sequence[Run]) -> None:
-    def milliseconds(value: float | None) -> str:
-        return "—" if value is None else f"{value * 1e3:.3f}"
-
     rows = []
     for run in runs:
         r = run.results
@@ -144,8 +173,4 @@ def _print_runs(runs: Sequence[Run]) -> None:
         "deadline",
     )
     table(rows, header)
-    click.echo(
-        f"energy: {runs[0].energy.method} ({'; '.join(runs[0].energy.notes)})" if runs else "nothing was measured"
-    )
-    for statement in dict.fromkeys(run.profile.statement for run in runs if run.profile and not run.profile.match):
-        complain(statement)
+    print_findings(runs)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgelm.cli.output import complain, print_json, progress_bar, size, table
+from edgelm.cli.benchmark_options import Protocol, Results
+from edgelm.cli.benchmark_table import milliseconds, print_findings
+from edgelm.cli.output import print_json, progress_bar, size, table
 
 if TYPE_CHECKING:
     from edgelm.bench import GenerationRun
@@ -18,7 +20,7 @@ __all__ = ["GenerationAmounts", "generates", "generation_options", "run_generati
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_PREFILL_TOKENS, _DECODE_TOKENS, _REPETITIONS = 512, 128, 5
+_PREFILL_TOKENS, _DECODE_TOKENS = 512, 128
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def generation_options(command: _Command) -> _Command:
     """Add ``-p``, ``-d``, ``--depth`` and ``-r``."""
     one = click.IntRange(1)
     for decorate in (
-        click.option("-r", "--repetitions", type=one, help=f"Language models: of each. {_REPETITIONS} without it."),
+        click.option("-r", "--repetitions", type=one, help="Language models: of each. 10 without it, 5 in quick mode."),
         click.option(
             "--depth", "depths", multiple=True, type=click.IntRange(0), help="Positions in the cache before; several."
         ),
@@ -73,41 +75,30 @@ def generates(bundles: Sequence[Path]) -> bool:
     return "generate" in tasks
 
 
-def run_generation(
-    bundles: Sequence[Path],
-    runtimes: Sequence[str],
-    profile: str | None,
-    threads: int | None,
-    amounts: GenerationAmounts,
-    output: Path | None,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Measure language models, write the runs to `output`, and print llama-bench's rows or a table."""
+def run_generation(bundles: Sequence[Path], protocol: Protocol, amounts: GenerationAmounts, results: Results) -> None:
+    """Measure language models, print the runs or a table, and write the runs."""
     from edgelm import bench
+    from edgelm.bench.output import reserved
 
-    with progress_bar(quiet=as_json) as progress:
+    earlier = [run for run in results.earlier() if isinstance(run, bench.GenerationRun)]
+    with progress_bar(quiet=results.as_json) as progress, reserved(results.output or results.log_file):
         runs = bench.benchmark_generation(
             bundles,
-            runtime=runtimes or None,
-            profile=profile,
-            threads=threads,
+            **protocol.arguments(),
             prefill_tokens=amounts.prefill_tokens or _PREFILL_TOKENS,
             decode_tokens=amounts.decode_tokens or _DECODE_TOKENS,
             depths=amounts.depths or (0,),
-            repetitions=amounts.repetitions or _REPETITIONS,
+            repetitions=amounts.repetitions,
+            resume=earlier,
             progress=progress,
+            checkpoint=results.write_down,
         )
-    if output is not None:
-        bench.log.write(runs, output, force=force)
-    if as_json:
-        print_json([row for run in runs for row in run.llama_bench_rows()])
-        return
-    table([_row(run) for run in runs], _HEADER)
-    click.echo(f"energy: {runs[0].energy.method} ({'; '.join(runs[0].energy.notes)})")
-    for statement in dict.fromkeys(run.profile.statement for run in runs if run.profile and not run.profile.match):
-        complain(statement)
+    if results.as_json:
+        print_json([run.to_dict() for run in runs])
+    else:
+        table([_row(run) for run in runs], _HEADER)
+        print_findings(runs)
+    results.write(runs)
 
 
 _HEADER = (
@@ -119,17 +110,17 @@ _HEADER = (
 def _row(run: GenerationRun) -> tuple[str, ...]:
     r = run.results
 
-    def milliseconds(value: float | None) -> str:
-        return "—" if value is None else f"{value * 1e3:.2f}"
-
     return (
         f"{run.bundle.name} ({run.bundle.recipe})",
         f"{run.runtime.runtime} {run.runtime.runtime_version}, {run.runtime.threads} threads",
         str(run.settings.depth),
-        milliseconds(r.ttft_s),
+        milliseconds(r.ttft_s, 2),
         f"{r.prefill_tokens_per_s:,.0f}",
         f"{r.decode_tokens_per_s:,.1f}",
-        *map(milliseconds, (r.inter_token_p50_s, r.inter_token_p90_s, r.inter_token_p99_s, r.load_s)),
+        *(
+            milliseconds(value, 2)
+            for value in (r.inter_token_p50_s, r.inter_token_p90_s, r.inter_token_p99_s, r.load_s)
+        ),
         "—" if r.peak_memory_bytes is None else size(r.peak_memory_bytes),
         size(run.bundle.size_bytes),
     )

@@ -59,6 +59,7 @@ SERVER = dataclasses.replace(
     device_model=None,
     cpu_model="AMD EPYC 9R14",
     architecture="x86_64",
+    kernel="6.1.0-28-amd64",
     logical_cores=2,
     usable_cores=(0, 1),
     isa=("avx2", "avx512f", "avx512vnni"),

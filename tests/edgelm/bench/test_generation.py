@@ -57,6 +57,7 @@ def test_a_run_of_each_depth_survives_its_file(bundle: Path, tmp_path: Path) -> 
         decode_tokens=4,
         depths=(0, 16),
         repetitions=3,
+        meter="none",
         profile="raspberry-pi-5",
     )
     assert [run.settings.depth for run in runs] == [0, 16]
@@ -126,14 +127,14 @@ def invoke(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_the_command_prints_rows_or_a_table(bundle: Path, tmp_path: Path) -> None:
-    amounts = ("--runtime", "fake", "-p", "8", "-d", "4", "-r", "2")
+    amounts = ("--runtime", "fake", "-p", "8", "-d", "4", "-r", "2", "--meter", "none")
     status, output = invoke(bundle, *amounts, "--depth", "0", "--depth", "8", "-o", tmp_path / "runs.json")
     assert status == 0, output
     assert "TTFT ms" in output
-    assert "energy: not measured" in output
+    assert "energy: not measured (no meter was asked for)" in output
     assert len(json.loads((tmp_path / "runs.json").read_text())) == 2
     status, output = invoke(bundle, *amounts, "--json")
-    assert [row["n_prompt"] for row in json.loads(output)] == [8, 0]
+    assert [item["format"] for item in json.loads(output)] == ["edgelm-generation-run"]
 
 
 def test_the_command_keeps_the_two_kinds_apart(bundle: Path, tmp_path: Path) -> None:

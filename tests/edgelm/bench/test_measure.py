@@ -65,7 +65,9 @@ class FakeTarget:
         if self.interrupt_after is not None and len(self.order) > self.interrupt_after:
             raise KeyboardInterrupt
         count = min(request.queries, max(1, round(request.seconds / 0.001)))
-        return Measured(samples=Samples(latency_s=(0.001,) * count, at_s=(0.0,) * count), truncated=(1,), peak_memory_bytes=7)
+        return Measured(
+            samples=Samples(latency_s=(0.001,) * count, at_s=(0.0,) * count), truncated=(1,), peak_memory_bytes=7
+        )
 
     def spin(self, request: Spin) -> Spun:
         return Spun(queries=max(1, round(request.seconds / 0.001)))
@@ -85,7 +87,9 @@ def fake_targets(monkeypatch: pytest.MonkeyPatch) -> type[FakeTarget]:
 def test_measures_a_bundle(bundle: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     before = time.perf_counter()
-    (run,) = benchmark(bundle, runtime="fake", queries=30, deadline_s=60.0, meter="none", progress=lambda *step: steps.append(step))
+    (run,) = benchmark(
+        bundle, runtime="fake", queries=30, deadline_s=60.0, meter="none", progress=lambda *step: steps.append(step)
+    )
     took = time.perf_counter() - before
     results, samples = run.results, run.samples
     assert results.queries == len(samples.latency_s) == 30
