@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from statistics import fmean
 
 from markupsafe import Markup
 
 from edgelm.bench import GenerationRun, Run
 from edgelm.report.axes import Axis, span_axis, time_axis
-from edgelm.report.charts import Point, Scale, axis_svg, parts_svg, scatter_svg
+from edgelm.report.charts import Scale, axis_svg, parts_svg
 from edgelm.report.figures import FIELDS
 from edgelm.report.lines import MOST_SHOWN, Line, lines_svg
 from edgelm.report.numbers import latency
-from edgelm.report.pareto import Front, not_dominated
+from edgelm.report.pareto import Front
 from edgelm.report.quantities import shown
 from edgelm.report.rows import Row
 from edgelm.report.series import distribution, moments
@@ -28,7 +28,6 @@ __all__ = [
     "distribution_drawing",
     "moment_drawings",
     "part_strips",
-    "scatter_drawings",
     "shown_first",
 ]
 
@@ -93,13 +92,12 @@ def distribution_drawing(rows: Sequence[Row], series: dict[int, int]) -> Drawing
 def moment_drawings(rows: Sequence[Row], series: dict[int, int]) -> tuple[Drawing, ...]:
     """Return latency, temperature and clock over time, each where a run has it."""
     runs = [(row, moments(row.result)) for row in rows if isinstance(row.result, Run | GenerationRun)]
-    every = [
-        points
-        for _, found in runs
-        for points in (found.latency_s, found.temperature_c, found.clock_hz)
-        if len(points) > 1
+    # As long as those that are shown first: one that took an hour would squeeze the others into a corner.
+    first = [found for row, found in runs if row.number in series]
+    ends = [
+        points[-1][0] for found in first for points in (found.latency_s, found.temperature_c, found.clock_hz) if points
     ]
-    end = max((points[-1][0] for points in every), default=0.0)
+    end = max(ends, default=0.0)
     if end <= 0:
         return ()
     x = Scale(Axis(0.0, end, log=False), "Since the measurement began, s", 1.0)
@@ -123,7 +121,8 @@ def moment_drawings(rows: Sequence[Row], series: dict[int, int]) -> tuple[Drawin
     )
     drawn = []
     for title, note, unit, factor, lines in panels:
-        kept = [(row, points) for row, points in lines if len(points) > 1]
+        until = [(row, tuple(point for point in points if point[0] <= end)) for row, points in lines]
+        kept = [(row, points) for row, points in until if len(points) > 1]
         if not kept:
             continue
         values = [value for _, points in kept for _, value in points]
@@ -172,98 +171,6 @@ def depth_drawings(rows: Sequence[Row]) -> tuple[Drawing, ...]:
     return tuple(drawn)
 
 
-def scatter_drawings(
-    rows: Sequence[Row], choice: Row | None, front: Front, *, accuracies_comparable: bool
-) -> tuple[Drawing, ...]:
-    """Return speed against accuracy, energy against accuracy and speed against energy; size stands in for accuracy.
-
-    Only pairs that two runs have at least are drawn.
-    """
-    speed = "decode_tokens_per_s" if any(row.generates for row in rows) else "p50"
-    joules = "energy_per_token" if any(row.generates for row in rows) else "energy"
-    quality = "accuracy" if accuracies_comparable and _known(rows, "accuracy") > 1 else "size"
-    pairs = [
-        (speed, quality, "What speed costs"),
-        (joules, quality, "What an answer costs"),
-        (speed, joules, "Speed and energy"),
-    ]
-    drawn = (_scatter(rows, choice, front, x, y, title) for x, y, title in pairs)
-    return tuple(drawing for drawing in drawn if drawing is not None)
-
-
-_WORDS = {
-    "p50": ("p50, ms", 1e3, "left is faster", False),
-    "decode_tokens_per_s": ("Tokens written a second", 1.0, "right is faster", True),
-    "accuracy": ("Accuracy, %", 100.0, "above is more accurate", True),
-    "size": ("File, MB", 1e-6, "below is smaller", False),
-    "energy": ("Energy of an answer, mJ", 1e3, "less energy", False),
-    "energy_per_token": ("Energy of a token, mJ", 1e3, "less energy", False),
-}
-
-
-def _scatter(
-    rows: Sequence[Row], choice: Row | None, front: Front, x_name: str, y_name: str, title: str
-) -> Drawing | None:
-    found = [(row, row.value(x_name), row.value(y_name)) for row in rows]
-    known = [
-        (row, x, y)
-        for row, x, y in found
-        if x is not None and y is not None and x > 0 and (y > 0 or y_name == "accuracy")
-    ]
-    if len(known) < 2:
-        return None
-    (x_title, x_factor, x_words, x_more), (y_title, y_factor, y_words, y_more) = _WORDS[x_name], _WORDS[y_name]
-    xs, ys = [x for _, x, _ in known], [y for _, _, y in known]
-    if y_name == "accuracy":
-        pad = max(0.005, 0.15 * (max(ys) - min(ys)))
-        y_axis = Axis(max(0.0, min(ys) - pad), min(1.0, max(ys) + pad), log=False)
-    else:
-        y_axis = time_axis(ys, ys)
-    area = "size" if y_name != "size" else None
-    points = [
-        Point(
-            row.number,
-            f"#{row.number} {row.name}: {_figure(row, x_name)}, {_figure(row, y_name)}, {_figure(row, 'size')}",
-            x,
-            y,
-            row.value(area) if area else None,
-            row is choice,
-            row.number in front.numbers,
-        )
-        for row, x, y in known
-    ]
-    words = "; ".join(
-        (
-            "left is " + x_words if x_words == "less energy" else x_words,
-            "below is " + y_words if y_words == "less energy" else y_words,
-        )
-    )
-    area_words = "; the area is the file’s size" if area else ""
-    text = f"{words[0].upper()}{words[1:]}{area_words}. The line joins what no other run beats in both."
-    if len(known) < len(rows):
-        text += f" {len(rows) - len(known)} of {len(rows)} runs lack one of the two."
-    line = _staircase(xs, ys, more=(x_more, y_more))
-    best = ", ".join(f"#{point.number}" for point in points if point.front)
-    label = f"{title}: {x_title} against {y_title}. On the front: {best or 'none'}."
-    svg = scatter_svg(
-        points, Scale(time_axis(xs, xs), x_title, x_factor), Scale(y_axis, y_title, y_factor), label, line
-    )
-    return Drawing(title, text, Markup(svg))  # noqa: S704
-
-
-def _staircase(xs: Sequence[float], ys: Sequence[float], *, more: tuple[bool, bool]) -> list[tuple[float, float]]:
-    """Return the corners of the line below which no run lies, in both respects that are drawn."""
-    signs = [-1.0 if each else 1.0 for each in more]
-    kept = not_dominated([(signs[0] * x, signs[1] * y) for x, y in zip(xs, ys, strict=True)])
-    points = sorted(
-        {(x, y) for x, y, keep in zip(xs, ys, kept, strict=True) if keep}, key=lambda point: signs[0] * point[0]
-    )
-    corners = points[:1]
-    for before, here in pairwise(points):
-        corners += [(here[0], before[1]), here]
-    return corners
-
-
 def part_strips(rows: Sequence[Row], series: dict[int, int]) -> tuple[str, tuple[Strip, ...]]:
     """Return where the time of the runs goes that are shown first: an axis, and a bar for each."""
     runs = [
@@ -305,7 +212,3 @@ def _told(rows: Sequence[Row], series: dict[int, int], names: Sequence[str]) -> 
 
 def _figure(row: Row, name: str) -> str:
     return shown(row.value(name), FIELDS[name].dimension)
-
-
-def _known(rows: Sequence[Row], name: str) -> int:
-    return sum(row.value(name) is not None for row in rows)

@@ -15,11 +15,11 @@ from edgelm.report.drawings import (
     distribution_drawing,
     moment_drawings,
     part_strips,
-    scatter_drawings,
     shown_first,
 )
 from edgelm.report.pareto import Front, front_of
 from edgelm.report.rows import Group, Row
+from edgelm.report.scatter import scatter_drawings
 from edgelm.report.tables import Table, answers_table, writing_table
 from edgelm.report.verdict import Best, comparable_accuracy, judge
 from edgelm.report.writing import judge_writing

@@ -79,13 +79,13 @@ class Browser:
         while not self._loaded:
             self._receive(deadline)
 
-    def look(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Set the size of the window and the theme."""
+    def look(self, *, width: int, height: int = 900, dark: bool = False, paper: bool = False) -> None:
+        """Set the size of the window, the theme, and whether it is drawn as on paper."""
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media="print" if paper else "screen", features=[scheme])
 
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page; a promise is awaited."""

@@ -29,7 +29,7 @@ PAIRS = [
 
 def _themes() -> dict[str, dict[str, str]]:
     light = dict(_RULE.findall(CSS.split("@media")[0]))
-    dark = dict(_RULE.findall(CSS.split("@media (prefers-color-scheme: dark)")[1].split("@media")[0]))
+    dark = dict(_RULE.findall(CSS.split("@media screen and (prefers-color-scheme: dark)")[1].split("@media")[0]))
     return {"light": light, "dark": {**light, **dark}}
 
 

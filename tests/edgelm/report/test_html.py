@@ -147,6 +147,16 @@ def test_a_hostile_name_is_text() -> None:
     assert "alert(1)" in Page(text).text
 
 
+def test_hostile_names_in_what_is_folded_away_are_text() -> None:
+    runs = [dataclasses.replace(_hostile(), id=str(index)) for index in range(101)]
+    text = render_html(runs)
+    assert text.count('<script type="text/plain">') > 100
+    # Only what the template itself opens and closes: two scripts, and one for each thing that is folded away.
+    assert text.count("<script") == text.count("</script>")
+    assert "<img" not in text
+    Page(text)
+
+
 def test_drawings_are_labelled(page: Page) -> None:
     for tag, attributes in page.tags:
         if tag == "svg":

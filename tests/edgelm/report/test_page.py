@@ -196,6 +196,11 @@ def test_enter_sorts(browser: Browser, pages: dict[str, Path]) -> None:
 
 def test_on_paper(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["every kind"])
+    # A4 less Chromium's margins of 1 cm: 19 cm at 96 dots an inch.
+    browser.look(width=718, paper=True)
+    assert browser.run("document.documentElement.scrollWidth") == 718
+    assert _count(browser, "#filters, .draw, .more") == 0
+    assert browser.run("getComputedStyle(document.querySelector('table.runs tbody tr')).display") == "table-row"
     document = browser.print()
     assert document.startswith(b"%PDF")
     # Afterwards everything is folded as it was.
