@@ -70,9 +70,27 @@ class Emulated:
         """Run the board's Python; `cache` is its cache folder."""
         return _run(self.command(*arguments), {"XDG_CACHE_HOME": str(cache)})
 
+    def install(self, folder: Path) -> Path:
+        """Write a program ``edgelm`` that starts the board's, and return it.
+
+        Its ``sys.executable`` is a script that starts the emulator again: a process that the board's Python starts would run
+        on this machine's kernel otherwise, which knows no such instructions.
+        """
+        python = folder / "python3.11"
+        _script(python, " ".join(f"'{word}'" for word in self.command()) + ' "$@"')
+        code = f"import sys; sys.executable = {str(python)!r}; from edgelm.cli import main; main()"
+        program = folder / "edgelm"
+        _script(program, f'\'{python}\' -c "{code}" "$@"')
+        return program
+
     def edgelm(self, *arguments: str | Path, cache: Path) -> str:
         """Run a command of edgelm on the board and return what it printed."""
         return _checked(self.run("-m", "edgelm", *arguments, cache=cache))
+
+
+def _script(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\nexec {command}\n")
+    path.chmod(0o755)
 
 
 def native(*arguments: str | Path) -> str:

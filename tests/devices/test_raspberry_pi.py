@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from boards import BOARDS, Emulated, native
+from deploy_board import find_sshd, start_board
 from edgelm_runtimes.litert_package import ACCELERATOR
+
+from edgelm.deploy import benchmark_on, deploy
 
 pytestmark = pytest.mark.devices
 LANE = "pi64"
@@ -72,19 +77,31 @@ def test_a_language_model_writes_what_it_writes_on_the_workstation(
 def test_a_benchmark_says_that_it_was_executed_and_not_measured(
     board: Emulated, intents: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    # The benchmark starts a process of its own by sys.executable: a wrapper in its place starts the emulator again.
-    wrapper = tmp_path / "python3.11"
-    arguments = " ".join(f"'{word}'" for word in board.command())
-    wrapper.write_text(f'#!/bin/sh\nexec {arguments} "$@"\n')
-    wrapper.chmod(0o755)
-    code = f"import sys; sys.executable = {str(wrapper)!r}; from edgelm.cli import main; main()"
-    command = ("benchmark", str(intents("int8")), "--json", "--runtime", "onnx", "--queries", "3")
-    done = board.run("-c", code, *command, cache=tmp_path)
+    command = [board.install(tmp_path), "benchmark", intents("int8"), "--json", "--runtime", "onnx", "--queries", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(done.stdout)
     assert run["evidence"] == "executed"
     assert run["machine"]["architecture"] == "aarch64"
     assert run["machine"]["emulated_on"] == "x86_64"
+
+
+def test_a_bundle_is_deployed_verified_and_benchmarked_over_ssh(
+    board: Emulated, intents: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if find_sshd() is None or shutil.which("ssh") is None:
+        pytest.skip("no OpenSSH server here: sudo apt-get install openssh-server openssh-client")
+    with start_board(tmp_path / "ssh") as server:
+        board.install(server.programs)
+        deployed = deploy(intents("int8"), server.host, ssh_config=server.ssh_config)
+        assert deployed.report is not None
+        assert deployed.report["passed"]
+        runs = benchmark_on(
+            intents("int8"), server.host, arguments=["--runtime", "onnx", "--queries", "3"], verify=False,
+            ssh_config=server.ssh_config,
+        )  # fmt: skip
+    assert [run["evidence"] for run in runs] == ["executed"]
+    assert runs[0]["machine"]["architecture"] == "aarch64"
 
 
 def test_litert_as_installed_ends_the_process_where_edgelm_runs(
