@@ -150,6 +150,10 @@ _REASONS = (
         "{host} is not reached: it is off, or in another network.",
     ),
     (
+        "Network is unreachable",
+        "This machine has no network that leads to {host}. Check its own connection.",
+    ),
+    (
         "timed out",
         "{host} gave no answer in time: it is off, in another network, or behind a firewall.",
     ),
