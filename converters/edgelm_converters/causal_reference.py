@@ -15,7 +15,7 @@ from edgelm.errors import ConversionError
 from edgelm_converters.reference import Reference
 from edgelm_converters.spec import TransformerSpec
 
-__all__ = ["Scores", "keras_scores"]
+__all__ = ["Scores", "as_scores", "keras_scores"]
 
 Scores = Callable[[NDArray[np.int32]], NDArray[np.float32]]
 
@@ -53,11 +53,14 @@ def keras_scores(model: Any, reference: Reference, spec: TransformerSpec) -> Sco
             raise ConversionError(
                 "The Keras model itself answers with NaN or infinity on these inputs: check its weights."
             )
-        if _are_probabilities(rows):
-            rows = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
-        return rows
+        return as_scores(rows)
 
     return score
+
+
+def as_scores(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores ``(…, n, V)``: as they are, or the logarithms of what are probabilities already."""
+    return np.log(np.maximum(rows, np.finfo(np.float32).tiny)) if _are_probabilities(rows) else rows
 
 
 def _are_probabilities(rows: NDArray[np.float32]) -> bool:

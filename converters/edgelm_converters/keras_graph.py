@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from edgelm_converters.families import NotRecognised
 from edgelm_converters.frameworks import import_keras
 
-__all__ = ["Argument", "Constant", "Graph", "ModelInput", "Node", "Tensor", "capture", "model_inputs"]
+__all__ = ["Argument", "Constant", "Graph", "ModelInput", "Node", "Tensor", "capture", "model_inputs", "pack_inputs"]
 
 _BATCH = 2  # not 1, so that nothing that broadcasts over the batch looks like something that does not
 
@@ -122,13 +122,13 @@ class Graph:
     """What a model computes at one length.
 
     Attributes:
-        length: S, of every input's free axis.
+        length: S, of every input's free axis, or of each input's by its name.
         inputs: In the model's order.
         outputs: By name; a single output without a name is called ``output``.
         nodes: Every leaf that was called, in order. Some may not lead to an output.
     """
 
-    length: int
+    length: int | Mapping[str, int]
     inputs: tuple[Tensor, ...]
     outputs: Mapping[str, Tensor]
     nodes: tuple[Node, ...]
@@ -143,14 +143,19 @@ def model_inputs(model: Any) -> tuple[ModelInput, ...]:
     return tuple(import_keras().tree.flatten(_input_structure(model)))
 
 
-def capture(model: Any, length: int) -> Graph:
+def pack_inputs(model: Any, values: Mapping[str, Any]) -> Any:
+    """Return the values of a model's inputs, by name, in the structure that the model is called with."""
+    return import_keras().tree.map_structure(lambda entry: values[entry.name], _input_structure(model))
+
+
+def capture(model: Any, length: int | Mapping[str, int]) -> Graph:
     """Return what a model computes, without training, on `length` tokens.
 
     The model is not changed: no variable, no name, no built state. Its own ``call`` code is run, once.
 
     Args:
         model: A built ``keras.Model``.
-        length: S, for every free axis but the batch.
+        length: S, for every free axis but the batch; or one for each input, by name, where they differ.
 
     Raises:
         NotRecognised: Something in it cannot be run symbolically: code that calls TensorFlow itself, a branch on values, a
@@ -159,7 +164,8 @@ def capture(model: Any, length: int) -> Graph:
     keras = import_keras()
     structure = _input_structure(model)
     recorder = _Recorder(keras, model)
-    symbolic = keras.tree.map_structure(lambda entry: recorder.add_input(entry, length), structure)
+    lengths = length if isinstance(length, Mapping) else dict.fromkeys(_names(structure), length)
+    symbolic = keras.tree.map_structure(lambda entry: recorder.add_input(entry, lengths[entry.name]), structure)
     inputs = tuple(recorder.tensor(value) for value in keras.tree.flatten(symbolic))
     try:
         with _unchanged(keras, model), _patched(recorder):
@@ -188,6 +194,10 @@ def _input_structure(model: Any) -> Any:
     if isinstance(declared, Mapping):
         return {name: _declared(name, tensor) for name, tensor in declared.items()}
     return keras.tree.map_structure(lambda tensor: _declared(tensor.name, tensor), declared)
+
+
+def _names(structure: Any) -> list[str]:
+    return [entry.name for entry in import_keras().tree.flatten(structure)]
 
 
 def _declared(name: str, tensor: Any) -> ModelInput:

@@ -1,10 +1,8 @@
 """What a mask in a captured graph says: which input it comes from, and over which axes it lies.
 
 A padding mask is ``ids != 0`` or an input of its own; until it reaches an attention layer it is cast, given new axes, or
-combined with itself. `trace_mask` follows it back through exactly these operations and refuses every other one.
-
-A causal mask depends on no input, so it is a constant at the captured length, whatever code made it. At that length it is
-compared with the lower triangle, element by element; it may be combined with a padding mask.
+combined with itself. `trace_mask` follows it back through exactly these operations and refuses every other one. What the
+masks of one attention come to is in `edgelm_converters.keras_attention_masks`.
 
 Axes of a mask, in order: ``b`` batch, ``s`` tokens, ``1`` an axis to broadcast over.
 """
@@ -18,16 +16,13 @@ from typing import Any
 import numpy as np
 
 from edgelm_converters.families import NotRecognised
-from edgelm_converters.keras_graph import Constant, Node, Tensor
+from edgelm_converters.keras_graph import Constant, Tensor
 
-__all__ = ["AttentionMask", "Mask", "OtherConstantMask", "ids_source", "trace_attention_mask", "trace_mask"]
+__all__ = ["CONJUNCTIONS", "Mask", "ids_source", "trace_mask"]
 
-_SCORE_AXES = (("b", "1", "s"), ("b", "s", "s"), ("b", "1", "1", "s"), ("b", "1", "s", "s"))
+CONJUNCTIONS = ("LogicalAnd", "Multiply", "Minimum")  # what combines two masks
+
 _EXACT_IDS = ("int32", "int64", "uint32", "uint64", "float32", "float64")  # types that hold every id of a vocabulary
-
-
-class OtherConstantMask(NotRecognised):
-    """A constant mask that is not the causal one, such as that of a window: it is none at a shorter length, either."""
 
 
 @dataclass(frozen=True)
@@ -45,54 +40,6 @@ class Mask:
     compared: bool
     axes: tuple[str, ...]
     inverted: bool = False
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """Which positions an attention layer leaves out.
-
-    Attributes:
-        mask: The padding that is no key; None where every position is one.
-        queries: Whether the rows of padding are masked as a whole, too. Keras does that with a mask that it propagates
-            itself; what such a row holds then has no meaning.
-        causal: Whether a position sees only itself and those before it.
-    """
-
-    mask: Mask | None
-    queries: bool
-    causal: bool = False
-
-
-def trace_attention_mask(node: Node) -> AttentionMask:
-    """Return what the masks of an attention node come to.
-
-    Raises:
-        OtherConstantMask: One is a constant at this length, and not the causal one.
-        NotRecognised: They are of different inputs, or not made of one by known operations.
-    """
-    keys: list[Mask] = []
-    queries: list[Mask] = []
-    for name in ("query_mask", "value_mask", "key_mask"):
-        mask = _optional(node, name)
-        if mask is not None:
-            _expect_axes(node, name, mask, (("b", "s"),))
-            (queries if name == "query_mask" else keys).append(mask)
-    paddings, causal = _without_causal(node)
-    causal = causal or bool(node.arguments.get("use_causal_mask"))
-    for mask in paddings:
-        _expect_axes(node, "attention_mask", mask, _SCORE_AXES)
-        keys.append(mask)
-        if mask.axes.count("s") == 2:
-            queries.append(mask)
-    found = [*keys, *queries]
-    if len({mask.source for mask in found}) > 1:
-        raise NotRecognised(f"the masks of {node.describe()} come from different inputs")
-    if queries and not keys:
-        raise NotRecognised(f"{node.describe()} masks its queries and not its keys")
-    if not found:
-        return AttentionMask(None, queries=False, causal=causal)
-    compared = all(mask.compared for mask in found)
-    return AttentionMask(Mask(found[0].source, compared, ("b", "s")), bool(queries), causal)
 
 
 def trace_mask(value: Any) -> Mask:
@@ -128,59 +75,6 @@ def ids_source(value: Any) -> str | None:
             f"the ids '{source}' are cast to {narrow}, which does not hold every id: give the Input dtype='int32'"
         )
     return source
-
-
-def _without_causal(node: Node) -> tuple[list[Mask], bool]:
-    """Return the padding masks that an attention mask is made of, and whether a causal one is combined with them."""
-    value = node.arguments.get("attention_mask")
-    if value is None:
-        return [], False
-    factors = _factors(value)
-    constants = [factor for factor in factors if isinstance(factor, Constant)]
-    if not constants:
-        return [_padding(node, "attention_mask", value)], False  # as a whole: a mask may be combined with itself
-    if not all(_is_causal(constant, int(node.arguments["query"].shape[1])) for constant in constants):
-        raise OtherConstantMask(
-            f"the attention_mask of {node.describe()} is a constant other than the causal one (1 on and below the diagonal)"
-        )
-    return [_padding(node, "attention_mask", factor) for factor in factors if not isinstance(factor, Constant)], True
-
-
-def _factors(value: Any) -> list[Any]:
-    """Return what is combined into a mask, through casts."""
-    if isinstance(value, Tensor) and value.node.kind in ("Cast", "ConvertToTensor"):
-        inner = _factors(value.node.arguments["x"])
-        return inner if len(inner) > 1 else [value]
-    if isinstance(value, Tensor) and value.node.kind in _CONJUNCTIONS:
-        return _factors(value.node.arguments["x1"]) + _factors(value.node.arguments["x2"])
-    return [value]
-
-
-def _is_causal(constant: Constant, length: int) -> bool:
-    """Whether a mask over ``(…, S, S)`` is 1 on and below the diagonal and 0 above, for every text and head."""
-    value = constant.value
-    if value.shape[-2:] != (length, length):
-        return False
-    return bool((value == np.tri(length, dtype=np.bool_)).all())
-
-
-def _optional(node: Node, name: str) -> Mask | None:
-    value = node.arguments.get(name)
-    return None if value is None else _padding(node, name, value)
-
-
-def _padding(node: Node, name: str, value: Any) -> Mask:
-    mask = trace_mask(value)
-    if mask.inverted:
-        raise NotRecognised(f"the {name} of {node.describe()} is 1 for padding, and 0 for tokens")
-    return mask
-
-
-def _expect_axes(node: Node, name: str, mask: Mask, known: tuple[tuple[str, ...], ...]) -> None:
-    if mask.axes not in known:
-        raise NotRecognised(
-            f"the {name} of {node.describe()} lies over the axes {'×'.join(mask.axes)}, not {'×'.join(known[0])}"
-        )
 
 
 def _input(value: Tensor) -> Mask:
@@ -275,8 +169,6 @@ def _disjunction(value: Tensor) -> Mask:
     return left
 
 
-_CONJUNCTIONS = ("LogicalAnd", "Multiply", "Minimum")
-
 _STEPS: dict[str, Callable[[Tensor], Mask]] = {
     "Input": _input,
     "NotEqual": _comparison(inverted=False),
@@ -289,6 +181,6 @@ _STEPS: dict[str, Callable[[Tensor], Mask]] = {
     "GetItem": _index,
     "Reshape": _reshape,
     "BroadcastTo": _broadcast,
-    **dict.fromkeys(_CONJUNCTIONS, _conjunction),
+    **dict.fromkeys(CONJUNCTIONS, _conjunction),
     "LogicalOr": _disjunction,
 }

@@ -138,6 +138,8 @@ def _attention(layer: Any, node: Node, *, causal: bool) -> Attention:
     kv_heads, value_dim = (int(extent) for extent in value.kernel.shape[1:])
     if value_dim != head_dim:
         raise NotRecognised(f"{node.describe()} has values of width {value_dim} and keys of width {head_dim}")
+    if {int(dense.kernel.shape[0]) for dense in (key, value)} != {width}:
+        raise NotRecognised(f"{node.describe()} has queries of width {width}, and attends to another width")
     if tuple(output.kernel.shape) != (heads, head_dim, width):
         raise NotRecognised(f"{node.describe()} has an output_shape other than the width {width} of its input")
     return Attention(

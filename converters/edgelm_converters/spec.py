@@ -322,6 +322,16 @@ class Source:
     mask_input: str | None = None
     max_length: int | None = None
 
+    def describe(self) -> dict[str, int | float | str | bool | None]:
+        """Return what is read in a few plain figures: tokens of a vocabulary, or frames of mel bands."""
+        figures: dict[str, int | float | str | bool | None] = {
+            "source_max_length": self.max_length,
+            "source_mask": self.mask,
+        }
+        if self.audio is not None:
+            return {**figures, "source_bands": int(self.audio.kernels[0].shape[1])}
+        return figures if self.embeddings is None else {**figures, "source_vocabulary": len(self.embeddings.token)}
+
 
 @dataclass(frozen=True, eq=False)
 class TransformerSpec:
@@ -386,12 +396,13 @@ class TransformerSpec:
     def describe(self) -> dict[str, int | float | str | bool | None]:
         """Return the architecture in a few plain figures, for the manifest and for people.
 
-        Where the layers of a pruned model differ, a figure is the text "least-most" of them.
+        Where the layers of a pruned model differ, a figure is the text "least-most" of them. Of an encoder-decoder `layers` are
+        the decoder's, as `vocabulary` and `max_length` are; heads and feed-forward are of both stacks.
         """
-        layers = self.encoder.layers or self.decoder.layers
+        layers = (*self.encoder.layers, *self.decoder.layers)
         first = layers[0]
         figures: dict[str, int | float | str | bool | None] = {
-            "layers": len(layers),
+            "layers": len(layers) if self.source is None else len(self.decoder.layers),
             "width": self.width,
             "heads": _extent([layer.attention.heads for layer in layers]),
             "kv_heads": _extent([layer.attention.kv_heads for layer in layers]),
@@ -402,6 +413,8 @@ class TransformerSpec:
             "vocabulary": self.vocabulary_size,
             "max_length": self.max_length,
         }
+        if self.source is not None:
+            figures |= self.source.describe() | {"encoder_layers": len(self.encoder.layers)}
         if self.head.tokens is not None:
             return {**figures, "tied": self.head.tokens.table is self.embeddings.token}
         return {**figures, "mask": self.mask, "pooling": self.head.pooling, "output": self.head.output}

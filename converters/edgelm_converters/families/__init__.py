@@ -28,6 +28,9 @@ READERS: tuple[tuple[str, str], ...] = (
     ("qwen", "edgelm_converters.families.qwen:read"),
     ("qwen3", "edgelm_converters.families.qwen3:read"),
     ("phi3", "edgelm_converters.families.phi3:read"),
+    ("t5", "edgelm_converters.families.t5:read"),
+    ("bart", "edgelm_converters.families.bart:read"),
+    ("whisper", "edgelm_converters.families.whisper:read"),
     ("plain", "edgelm_converters.families.plain:read"),
 )
 

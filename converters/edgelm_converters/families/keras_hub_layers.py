@@ -37,6 +37,7 @@ __all__ = [
     "PACKAGES",
     "activation",
     "array",
+    "attention",
     "check_length",
     "class_head",
     "class_name",
@@ -160,7 +161,7 @@ def encoder_layer(layer: Any) -> Layer:
     """
     up = layer._feedforward_intermediate_dense
     return Layer(
-        attention=_attention(layer._self_attention_layer),
+        attention=attention(layer._self_attention_layer),
         attention_norm=norm(layer._self_attention_layer_norm),
         feed_forward=FeedForward(activation(up), dense(up), dense(layer._feedforward_output_dense)),
         feed_forward_norm=norm(layer._feedforward_layer_norm),
@@ -173,8 +174,8 @@ def stack(layers: Iterable[Any]) -> Stack:
     return Stack(tuple(encoder_layer(layer) for layer in layers))
 
 
-def _attention(layer: Any) -> Attention:
-    """Return a ``MultiHeadAttention``, whose kernels are ``(D, H, A)``, and ``(H, A, D)`` for the output."""
+def attention(layer: Any) -> Attention:
+    """Return a ``MultiHeadAttention``, not causal, whose kernels are ``(D, H, A)``, and ``(H, A, D)`` for the output."""
     width, heads, head_dim = layer.query_dense.kernel.shape
     return Attention(
         heads=int(heads),

@@ -24,6 +24,7 @@ class Walk:
 
     def __init__(self, graph: Graph, output_name: str) -> None:
         self.output_name = output_name
+        self.inputs = graph.inputs
         output = graph.outputs[output_name]
         self._output = self.root(output)
         reached = reached_from(graph, output)
@@ -58,6 +59,11 @@ class Walk:
         """Return the only node that uses a tensor; None where there are several, or where it is the model's output."""
         users = self.users(tensor)
         return users[0] if len(users) == 1 and not self.is_output(tensor) else None
+
+    def user_of(self, tensor: Tensor, kinds: tuple[str, ...]) -> Node | None:
+        """Return the only user of a tensor if it is of one of these kinds."""
+        user = self.single_user(tensor)
+        return user if user is not None and user.kind in kinds else None
 
     def is_output(self, tensor: Tensor) -> bool:
         """Whether a tensor is the model's output."""
