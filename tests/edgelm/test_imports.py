@@ -36,7 +36,7 @@ def test_a_device_loads_no_framework_and_needs_no_conversion_tool(tmp_path: Path
     code = (
         f"import edgelm\nwith edgelm.load({str(bundle)!r}, runtime={runtime!r}) as session:\n"
         f"    session.classify({TEXTS[0]!r})\nassert edgelm.verify({str(bundle)!r}, runtime={runtime!r}).passed\n"
-        "import edgelm.bench, edgelm.report, edgelm_device_profiles"
+        "import edgelm.bench, edgelm.meters, edgelm.report, edgelm_device_profiles"
     )
     blocked = (
         *FRAMEWORKS,
