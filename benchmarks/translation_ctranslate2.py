@@ -32,10 +32,9 @@ def build_spec(weights: Weights) -> TransformerSpec:
         weights: Keras's path of each weight -> its array; ``tokens``, the vocabulary by id; ``heads``, an integer.
     """
     blocks = [
-        len({name.split("/")[0] for name in weights if name.startswith(side)}) for side in ("encoder_", "decoder_")
+        sum(name.startswith(side) and name.endswith("/attention/query/kernel") for name in weights)
+        for side in ("encoder_", "decoder_")
     ]
-    # The normalisation behind each stack is named like a block of it.
-    blocks = [count - 1 for count in blocks]
     spec = TransformerSpec.from_config(blocks, int(weights["heads"]), pre_norm=True)
     for side, name in ((spec.encoder, "encoder"), (spec.decoder, "decoder")):
         source = "source_embedding" if name == "encoder" else "target_embedding"
@@ -57,7 +56,7 @@ def build_spec(weights: Weights) -> TransformerSpec:
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     spec.config.layer_norm_epsilon = 1e-5
-    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = "[UNK]", "[START]", "[END]"  # noqa: S105
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = "[UNK]", "[START]", "[END]"
     spec.config.decoder_start_token = "[START]"  # noqa: S105
     spec.validate()
     return spec
