@@ -39,7 +39,7 @@ def report(
     """
     from edgelm import report as reports
     from edgelm.bench import log
-    from edgelm.errors import InputError
+    from edgelm.errors import EdgelmError, InputError
 
     if not runs and not all_runs:
         raise click.UsageError("Name files of runs, or take every run of your log with --all.")
@@ -65,5 +65,6 @@ def report(
         print_json([each.to_dict() for each in checked])
     else:
         click.echo("\n".join(each.line for each in checked))
-    if not all(each.passed for each in checked):
-        raise click.exceptions.Exit(1)
+    failed = sum(not each.passed for each in checked)
+    if failed:
+        raise EdgelmError(f"{failed} of {len(checked)} runs do not keep '{expression.text}'.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgelm.bench import Comparison
+from edgelm.bench import Comparison, GenerationRun, Run
+from edgelm.bench.assemble import blocks_of, comparison_with
 from edgelm.bench.comparability import comparability
 from edgelm.report.foreign import ForeignRun
 from edgelm.report.numbers import DASH, digits
@@ -49,8 +50,9 @@ class Against:
 def against(rows: Sequence[Row], reference: Row) -> tuple[Against, ...]:
     """Return every other run against the reference, in order; both are of one machine and one kind.
 
-    Where the two were measured in turns, that is what the benchmark found; else the ratio of the medians, without an
-    interval, and with the reasons why it may be of something else than the model.
+    Where the two were measured in turns, that is what the benchmark found, or, of a pair that it did not compare, what it
+    would have found; else the ratio of the medians, without an interval, and with the reasons why it may be of something else
+    than the model.
     """
     return tuple(_against(row, reference) for row in rows if row is not reference)
 
@@ -64,6 +66,9 @@ def _against(row: Row, reference: Row) -> Against:
     for comparison in reference.result.comparisons:
         if comparison.with_id == row.result.id:
             return _turned(row, comparison)
+    own, base = _turns_of(row.result), _turns_of(reference.result)
+    if row.result.session == reference.result.session and own and base:
+        return _recorded(row, comparison_with(reference.result, row.result, base, own))
     time = "token_p50" if row.generates else "p50"
     one, other = row.value(time), reference.value(time)
     reasons = comparability(row.result, reference.result)
@@ -71,6 +76,16 @@ def _against(row: Row, reference: Row) -> Against:
         return Against(row, None, None, None, "not comparable", reasons)
     apart = () if row.result.session == reference.result.session else (_APART,)
     return Against(row, one / other, None, None, "not tested", (*apart, *reasons))
+
+
+def _turns_of(run: Run | GenerationRun) -> dict[int, list[float]]:
+    """Return the times by their round of turns; empty where that is not known."""
+    if isinstance(run, Run):
+        return blocks_of(run.samples.block or (), run.samples.latency_s if run.samples.block else ())
+    found: dict[int, list[float]] = {}
+    for block, tokens in zip(run.samples.block or (), run.samples.decode_s, strict=False):
+        found.setdefault(block, []).extend(tokens)
+    return found
 
 
 def _recorded(row: Row, found: Comparison) -> Against:

@@ -19,6 +19,7 @@ __all__ = ["render_markdown"]
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 _LINKED = re.compile(r"#|@|:(?=//)|www(?=\.)", re.IGNORECASE)
 _UNITS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms"}
+_MOST_CAUTIONS = 12
 _LEFT_OUT = frozenset({"load"})
 
 
@@ -58,8 +59,10 @@ def _group(each: GroupView) -> Iterator[str]:
         )
         yield ""
     if each.cautions:
-        for warning, numbers in each.cautions:
+        for warning, numbers in each.cautions[:_MOST_CAUTIONS]:
             yield f"- {'Run' if len(numbers) == 1 else 'Runs'} {', '.join(map(str, numbers))}: {_plain(warning)}"
+        if len(each.cautions) > _MOST_CAUTIONS:
+            yield f"- and {len(each.cautions) - _MOST_CAUTIONS} more, which the page and the JSON tell"
         yield ""
 
 

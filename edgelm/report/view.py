@@ -145,8 +145,9 @@ def _writing(group: Group) -> Section:
     verdict = judge_writing(group)
     choice = None if verdict is None else verdict.choice
     comparable = comparable_accuracy(rows)
-    front = front_of(_at_one_depth(rows, choice), accuracies_comparable=comparable)
-    series = shown_first(rows, choice, front)
+    together = _at_one_depth(rows, choice)
+    front = front_of(together, accuracies_comparable=comparable)
+    series = shown_first(together, choice, front)
     reference = _reference(rows, choice)
     alike = [row for row in rows if reference is not None and row.depth == reference.depth]
     return Section(
@@ -161,7 +162,7 @@ def _writing(group: Group) -> Section:
         moment_drawings(rows, series),
         (
             *depth_drawings(rows),
-            *scatter_drawings(_at_one_depth(rows, choice), choice, front, accuracies_comparable=comparable),
+            *scatter_drawings(together, choice, front, accuracies_comparable=comparable),
         ),
         "",
         (),

@@ -47,7 +47,7 @@ def by_depth(rows: Sequence[Row]) -> tuple[Depths, ...]:
     lines = []
     for members in found.values():
         first = members[0]
-        threads = "" if first.threads is None else f", {first.threads} threads"
+        threads = "" if first.threads is None else f", {first.threads} thread{'' if first.threads == 1 else 's'}"
         recipe = f", {first.recipe}" if first.recipe else ""
         lines.append(Depths(f"{first.name}{recipe}{threads}", tuple(sorted(members, key=lambda row: row.depth or 0))))
     return tuple(lines)

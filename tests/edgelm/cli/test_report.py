@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,18 @@ def test_a_check_that_fails_ends_with_1(runs: Path) -> None:
     assert ok.startswith("ok    small")
     assert fails.startswith("FAIL  large")
     assert fails.endswith("size is 20.0 MB, and size < 6MiB is asked for")
+    assert isinstance(told.exception, EdgelmError)
+    assert str(told.exception) == "1 of 2 runs do not keep 'size < 6MiB'."
+
+
+@pytest.mark.parametrize(("expression", "status"), [("size < 1GB", 0), ("size < 6MiB", 1), ("size <", 2)])
+def test_the_exit_status_of_the_program_itself(runs: Path, expression: str, status: int) -> None:
+    # What the tests' runner makes of an exception is not what the program's own main does.
+    command = [sys.executable, "-c", "from edgelm.cli import main; main()", "report", runs, "--check", expression]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == {0: 0, 1: 1}.get(status, done.stderr.count("\n"))
 
 
 def test_a_check_writes_its_report_even_where_it_fails(runs: Path, tmp_path: Path) -> None:

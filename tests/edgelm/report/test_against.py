@@ -49,6 +49,18 @@ def test_runs_apart_have_none_and_say_why() -> None:
     assert "different numbers of threads: 1 and 4" in other_threads.caveats
 
 
+def test_a_pair_that_the_benchmark_did_not_compare_is_compared_from_its_turns() -> None:
+    (recorded,) = _against(FIRST, SECOND, name="first")
+    (found,) = _against(FIRST, dataclasses.replace(SECOND, comparisons=()), name="first")
+    # Both draw 400 latencies in 20 rounds: the medians of the pairs spread by 4 % / sqrt(20) around a ratio of 2, two humps
+    # and all, and the interval of 99 % of twenty such holds it.
+    assert found.verdict == "slower (99%, 20 turns)"
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 2 < found.high
+    assert found.caveats == recorded.caveats
+
+
 def test_another_tools_run_is_not_compared() -> None:
     foreign = dataclasses.replace(
         parse_benchmark_model(BENCHMARK_MODEL, device="x"), device=str(FIRST.machine.device_model)

@@ -54,8 +54,7 @@ def _count(browser: Browser, selector: str) -> int:
     return count
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["1", "50", "every kind"])
+@pytest.mark.parametrize(("name", "dark"), [("1", True), ("50", False), ("every kind", False), ("every kind", True)])
 def test_fits_every_width_and_asks_for_nothing(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
     browser.open(pages[name], width=1280, dark=dark)
     assert browser.console == []
