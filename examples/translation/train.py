@@ -163,9 +163,17 @@ class Trainer:
         weighed = [(float(self.loss(*batch)), int((batch[1][:, 1:] != PAD_ID).sum())) for batch in rows]
         return sum(loss * count for loss, count in weighed) / sum(count for _, count in weighed)
 
-    def use_average(self) -> None:
-        """Put the moving average of the weights in their place, at the end of the run."""
+    def choose(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> dict[str, float]:
+        """Leave in the model the better of its last weights and their moving average; return what both measured.
+
+        The average is the better one of a run that has long been level, the last weights are that of a short one.
+        """
+        last, measured = self.model.get_weights(), {"last": self.validate(sources, targets)}
         self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        measured["average"] = self.validate(sources, targets)
+        if measured["last"] < measured["average"]:
+            self.model.set_weights(last)
+        return {name: round(value, 4) for name, value in measured.items()}
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on, the dropout's random state among it, to one file."""
@@ -297,7 +305,7 @@ def main() -> None:
     if not arguments.finish:
         train(trainer, sources, targets, encode(tokenizer, validation), checkpoint)
 
-    trainer.use_average()
+    validated = trainer.choose(*encode(tokenizer, validation))
     partial = arguments.output / "partial.keras"
     trainer.model.save(partial)
     halve_weights(partial, arguments.output / "translator.keras")
@@ -308,7 +316,7 @@ def main() -> None:
     shipped = keras.saving.load_model(arguments.output / "translator.keras")
     record = {
         "test": measure(shipped, tokenizer, read_held_out(arguments.output / "held_out.csv")),
-        "validation_nats_a_token": round(trainer.validate(*encode(tokenizer, validation)), 4),
+        "validation_nats_a_token": validated,
         "pairs": {"all": len(pairs), "trained_on": len(sources), "validation": len(validation), "test": len(test)},
         "parameters": shipped.count_params(),
         "keras_bytes": (arguments.output / "translator.keras").stat().st_size,
