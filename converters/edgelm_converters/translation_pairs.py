@@ -140,4 +140,5 @@ def _text_of(source: NDArray[Any], model: TranslationModel) -> tuple[str | None,
     if not text.strip():
         return None, None
     encoded = model.tokenizer.encode(text, add_special_tokens=False).ids
-    return (text, encoded) if encoded else (None, None)
+    room = record.source_length - len(record.source_prefix) - len(record.source_suffix)
+    return (text, encoded) if 0 < len(encoded) <= room else (None, None)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import dacite
 import edgelm_runtimes
-from edgelm_runtimes import Classification, Session, feed
+from edgelm_runtimes import Classification, Session, TranslationResult, feed
 from edgelm_runtimes.machine import peak_memory_bytes
 
 from edgelm.bench.protocol import Attend, Failed, Load, Loaded, Measure, Measured, Spin, Spun, WarmedUp, WarmUp
@@ -289,9 +289,13 @@ def _queries(session: Session, request: Load) -> list[Query]:
         cases = read_golden(Path(request.golden))
         if not cases:
             raise InputError("The bundle has no golden inputs to measure with: give texts.")
+        if session.manifest.task == "translate":
+            return [_query_translation(session, case.inputs["source"]) for case in cases]
         return [_query_arrays(session, case.inputs) for case in cases]
     if session.manifest.task == "classify":
         return [Query(partial(session.classify, text), _of_classification) for text in request.texts]
+    if session.manifest.task == "translate":
+        return [Query(partial(session.translate, text), _of_translation) for text in request.texts]
     return [_query_embedding(session, text) for text in request.texts]
 
 
@@ -315,6 +319,18 @@ def _always(session: Session, tokens: int | None, *, truncated: bool) -> Callabl
 
 def _of_classification(told: Classification) -> Answer:
     return Answer(told.timing.tokenize_s, told.timing.run_s, told.tokens, told.sequence_length, told.truncated)
+
+
+def _query_translation(session: Session, source: Any) -> Query:
+    """Return the translation of a golden source, whose ids stand between those that the bundle puts around them."""
+    record = session.manifest.translation
+    before, after = (0, 0) if record is None else (len(record.source_prefix), len(record.source_suffix))
+    ids = [int(token) for token in source[0, before : source.shape[1] - after]]
+    return Query(partial(session.translate, ids), _of_translation)
+
+
+def _of_translation(told: TranslationResult) -> Answer:
+    return Answer(tokenize_s=told.tokenize_s, tokens=told.source_tokens, truncated=told.cut_tokens > 0)
 
 
 def _samples(latencies: list[int], answers: list[Answer], begins: list[int], waited: list[int]) -> Samples:

@@ -15,6 +15,7 @@ from edgelm.bundle import (
     Parity,
     Perplexity,
     RuntimeRecord,
+    TranslationRecord,
 )
 from edgelm.cli.output import size
 
@@ -40,7 +41,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         *(("", note) for step in manifest.compression for note in step.notes),
         ("recipe", manifest.recipe),
         *([("fitted on", _calibration(manifest.calibration))] if manifest.calibration else []),
-        *(_generation_rows(manifest.generation) if manifest.generation else [("padding", manifest.padding)]),
+        *_settings_rows(manifest),
         (
             "tokenizer",
             f"{tokenizer.vocabulary_size:,} ids, at most {tokenizer.max_length} a text"
@@ -49,6 +50,25 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ),
         ("made", f"{manifest.created} with {tools}"),
         *(("note", note) for note in manifest.notes),
+    ]
+
+
+def _settings_rows(manifest: Manifest) -> Rows:
+    """Return how a model is driven."""
+    if manifest.generation is not None:
+        return _generation_rows(manifest.generation)
+    if manifest.translation is not None:
+        return _translation_rows(manifest.translation)
+    return [("padding", manifest.padding)]
+
+
+def _translation_rows(record: TranslationRecord) -> Rows:
+    """Return how an encoder-decoder is driven."""
+    what = "tokens" if record.audio is None else "frames"
+    begin, stop = (", ".join(map(str, ids)) or "none" for ids in (record.target_prefix, record.stop_ids))
+    return [
+        ("source", f"{record.source_length:,} {what} at most"),
+        ("answer", f"{record.target_length:,} positions; begins with the tokens {begin}, stops at {stop}"),
     ]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgelm_runtimes import GenerateOptions, Generation, GenerationResult, Session
 
 __all__ = [
+    "CONTROL",
     "GENERATION_OPTIONS",
     "answer_prompts",
     "generation_options",
@@ -31,7 +32,7 @@ __all__ = [
 
 
 # What a terminal takes for a command: nothing that a model says, and no bundle from anywhere, may move its cursor.
-_CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def _window(value: str) -> str | int:
@@ -130,7 +131,7 @@ def _print_answer(prompt: str, answer: Generation, *, as_json: bool) -> None:
         print_json({"prompt": prompt, **asdict(result), "tokens_per_s": result.tokens_per_s})
         return
     for piece in answer:
-        click.echo(piece.translate(_CONTROL) if sys.stdout.isatty() else piece, nl=False)  # which flushes
+        click.echo(piece.translate(CONTROL) if sys.stdout.isatty() else piece, nl=False)  # which flushes
     click.echo()
     complain(_summary(answer.result))
 

@@ -20,6 +20,7 @@ from edgelm.cli.generate import (
     speculating,
 )
 from edgelm.cli.output import complain, json_option, print_json, runtime_options
+from edgelm.cli.translate import TRANSLATION_OPTIONS, print_translations
 from edgelm.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = ["run"]
 @click.option("--top", default=1, show_default=True, type=click.IntRange(1, 1000), help="Labels to show.")
 @click.option("--arrays", type=click.Path(path_type=Path), help="An .npz with the raw inputs, instead of texts.")
 @click.option("--chat", is_flag=True, help="Hold a conversation with a language model: a message a line.")
+@click.option("--beams", type=click.IntRange(1, 32), help="Translation: answers that are looked for side by side.")
 @generation_options
 @runtime_options
 @json_option
@@ -43,13 +45,14 @@ def run(
     top: int,
     arrays: Path | None,
     chat: bool,
+    beams: int | None,
     generation: dict[str, Any],
     runtime: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run BUNDLE on each TEXT, or on each line of stdin. A language model goes on with the text."""
+    """Run BUNDLE on each TEXT, or on each line of stdin. A language model goes on with it, an encoder-decoder translates it."""
     from edgelm_runtimes import load
 
     with load(bundle, runtime=runtime, device=device, threads=threads) as session:
@@ -58,6 +61,8 @@ def run(
             with speculating(generation, runtime, threads) as options:
                 answer = hold_conversation if chat else answer_prompts
                 answer(session, texts or (prompt_lines() if chat else _lines()), options, as_json=as_json)
+        elif session.manifest.task == "translate":
+            print_translations(session, texts or _lines(), generation, beams=beams, as_json=as_json)
         elif arrays is not None:
             _run_arrays(session, arrays)
         elif session.manifest.task == "classify":
@@ -78,7 +83,11 @@ def _check_options(task: str) -> None:
     """
     context = click.get_current_context()
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    unfit = given & ({"top", "arrays"} if task == "generate" else {"chat", *GENERATION_OPTIONS})
+    others = {
+        "generate": {"top", "arrays", "beams"},
+        "translate": {"top", "arrays", "chat", *(GENERATION_OPTIONS - TRANSLATION_OPTIONS)},
+    }
+    unfit = given & others.get(task, {"chat", "beams", *GENERATION_OPTIONS})
     if unfit:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unfit))
         raise InputError(f"The bundle's task is '{task}', to which {names} does not apply: leave it out.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -11,20 +11,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.bundle import Artifact, Bundle, GoldenCase, Parity, Signature, open_bundle
+from edgelm.bundle import Artifact, Bundle, GoldenCase, Parity, Signature, TokenizerRecord, open_bundle
 from edgelm.errors import BundleError, ExecutionError, InputError, RuntimeUnavailableError
 from edgelm_runtimes import feed
 from edgelm_runtimes.program import Arrays, Program, ProgramOptions
+from edgelm_runtimes.prompt import Prompter
 from edgelm_runtimes.registry import (
     RUNTIMES,
     advice_for,
     choose_artifact,
     open_causal,
     open_program,
+    open_seq2seq,
     runtime_version,
 )
-from edgelm_runtimes.text import open_encoder
+from edgelm_runtimes.text import open_encoder, read_tokenizer
 from edgelm_runtimes.verify_causal import causal_answers
+from edgelm_runtimes.verify_seq2seq import seq2seq_answers
 
 __all__ = ["RuntimeCheck", "TokenizerCheck", "VerifyReport", "verify"]
 
@@ -127,10 +130,10 @@ def _check_tokenizer(bundle: Bundle, cases: Sequence[GoldenCase]) -> TokenizerCh
     pairs = [(case.text, case.ids) for case in cases if case.text is not None and case.ids is not None]
     if record is None or not pairs:
         return None
-    encoder = open_encoder(bundle.path(record.file), record)
+    encode = _encoder(bundle, record)
     for index, (text, wanted) in enumerate(pairs):
         try:
-            found = encoder.encode(text).ids
+            found = encode(text)
         except InputError as error:
             return TokenizerCheck(len(pairs), False, f"text {index + 1}: {error}")
         if found != wanted:
@@ -142,6 +145,15 @@ def _check_tokenizer(bundle: Bundle, cases: Sequence[GoldenCase]) -> TokenizerCh
             reason = f"text {index + 1} differs from token {place} on: {here}, must be {there}"
             return TokenizerCheck(len(pairs), False, reason)
     return TokenizerCheck(len(pairs), True, None)
+
+
+def _encoder(bundle: Bundle, record: TokenizerRecord) -> Callable[[str], list[int]]:
+    """Return what turns a text into ids; what stands before and after a translation's source is not the tokenizer's."""
+    if bundle.manifest.translation is not None:
+        reader = Prompter(read_tokenizer(bundle.path(record.file)), record.vocabulary_size)
+        return lambda text: reader.encode(text, special=False)
+    encoder = open_encoder(bundle.path(record.file), record)
+    return lambda text: encoder.encode(text).ids
 
 
 def _runtimes(bundle: Bundle) -> list[str]:
@@ -173,6 +185,13 @@ def _check(
                     tally.add([_centred(found)], [_centred(wanted)], role)
             finally:
                 causal.close()
+        elif bundle.manifest.translation is not None:
+            pair = open_seq2seq(runtime, file, artifact.signatures, options)
+            try:
+                for found, wanted in seq2seq_answers(pair, cases):
+                    tally.add([_centred(found)], [_centred(wanted)], role)
+            finally:
+                pair.close()
         else:
             program = open_program(runtime, file, artifact.signatures, options)
             try:
@@ -210,8 +229,9 @@ class _Tally:
 
 
 def _role(artifact: Artifact) -> str:
-    """Return what the model gives; of a language model, scores, which its prefill signatures do not give."""
-    return next(signature.outputs[0].role for signature in artifact.signatures if signature.outputs)
+    """Return what the model gives; of one that writes, scores, which its signatures that prefill or encode do not give."""
+    kinds = ("prefill", "encode")
+    return next(signature.outputs[0].role for signature in artifact.signatures if signature.kind not in kinds)
 
 
 def _centred(scores: NDArray[np.float32]) -> NDArray[np.float32]:
