@@ -17,7 +17,7 @@ __all__ = ["COLUMNS", "FORMATS", "export", "row_of"]
 
 FORMATS = ("csv", "json", "llama-bench", "mlperf")
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "id", "session", "started", "kind", "bundle", "recipe", "format", "runtime", "runtime_version", "threads", "machine",
     "profile", "profile_match", "evidence", "mode", "stopped", "queries", "p50_s", "p90_s", "p99_s", "p999_s", "mean_s",
     "throughput_per_s", "depth", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "load_s", "first_inference_s",

@@ -6,6 +6,7 @@ edgelm, with the samples in their lines, are read as well. ``.json`` files hold 
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,19 +146,30 @@ def heads(path: Path | str, *, warn: Warn | None = None) -> Iterator[dict[str, A
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                cut = line.rfind(_SAMPLES)
-                try:
-                    data = parse_json(line if cut < 0 else line[:cut] + b"}")
-                except InputError:
-                    data = None
-                whole = line.rstrip().endswith(b"}")
-                known = isinstance(data, dict) and data.get("format") in (FORMAT, GENERATION_FORMAT)
-                if whole and known and isinstance(data.get("id"), str):
+                data = _head(line)
+                if data is not None:
                     yield upgraded(data)
                 else:
                     tell(f"{path}, line {number} is cut off or no run, and is left out.")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _head(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line without its samples; None where it is cut off or no run.
+
+    The samples are cut off before the line is parsed: those of an earlier edgelm are most of it.
+    """
+    if not line.rstrip().endswith(b"}"):
+        return None
+    cut = line.rfind(_SAMPLES)
+    try:
+        # Not `parse_json`: its check of every number takes as long again, and this is for a list.
+        data = json.loads(line if cut < 0 else line[:cut] + b"}")
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(data, dict) and data.get("format") in (FORMAT, GENERATION_FORMAT)
+    return data if known and isinstance(data.get("id"), str) else None
 
 
 def find(path: Path | str, run_id: str, *, warn: Warn | None = None) -> dict[str, Any]:

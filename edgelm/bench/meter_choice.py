@@ -11,6 +11,7 @@ from pathlib import Path
 from edgelm.errors import InputError, MeterError, unknown_name
 from edgelm.meters import FakeMeter, Found, LineMeter, Meter, find_meters, open_serial, open_stdin
 from edgelm.meters.lines import DescriptorLines, parse_line
+from edgelm.meters.meter import Quantity
 
 __all__ = ["MeterChoice", "choose_meter", "pick"]
 
@@ -103,7 +104,7 @@ def _line_meter(where: str) -> LineMeter:
     source: DescriptorLines = open_stdin() if port == "-" else open_serial(Path(port), baud=int(baud or 115200))
     source.next_line()  # it may have begun before anyone listened
     begin = time.monotonic()
-    quantities = {parse_line(source.next_line())[0] for _ in range(_PROBED_LINES)}
+    quantities: set[Quantity] = {parse_line(source.next_line())[0] for _ in range(_PROBED_LINES)}
     rate_hz = _PROBED_LINES / max(time.monotonic() - begin, 1e-3)
     if len(quantities) > 1:
         raise MeterError(f"{port} sends watts in one line and joules in the next. Let the meter send one of both.")

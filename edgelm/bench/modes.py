@@ -92,9 +92,9 @@ def check_mode(mode: str, *, generates: bool) -> Mode:
     Raises:
         InputError: There is none of that name, or not for language models.
     """
-    found = next((known for known in MODES if known == mode), None)
-    if found is None:
+    if mode not in MODES:
         raise InputError(unknown_name("mode", mode, MODES))
+    found = MODES[MODES.index(mode)]
     if generates and found in ("mlperf", "realtime"):
         raise InputError(f"The mode '{found}' is not for language models: take quick, standard or sustained.")
     return found

@@ -100,7 +100,7 @@ def _energy(record: EnergyRecord) -> str:
         read, written = record.prefill_j_per_token * 1e3, record.decode_j_per_token * 1e3
         tokens = f"; {read:.3g} mJ a token read, {written:.3g} mJ a token written"
     where = "" if record.sensor is None else f", {record.scope}, {record.sensor}"
-    doubt = "" if record.reliable or record.method == "modelled" else " (not to be relied on)"
+    doubt = "" if record.reliable or not record.windows else " (not to be relied on)"
     net = f"{record.per_inference_j * 1e3:.3g} mJ{error} an inference net of idle"
     return f"{record.method}, {net}{gross}{tokens}{where}{doubt}"
 
