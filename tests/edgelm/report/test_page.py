@@ -217,7 +217,8 @@ def test_without_its_script_the_page_is_whole(browser: Browser, pages: dict[str,
     assert _count(browser, "input, .filters, .more") == 0
 
 
-def _axe() -> str:
+@pytest.fixture(scope="module")
+def axe() -> str:
     """Return axe-core's source, fetched once from the npm registry into the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgelm-tests"
     archive = cache / f"{_AXE}.tgz"
@@ -229,7 +230,11 @@ def _axe() -> str:
         name, version = _AXE.rsplit("-", 1)
         try:
             done = subprocess.run(
-                [npm, "pack", f"{name}@{version}"], cwd=cache, capture_output=True, timeout=60, check=False
+                [npm, "pack", "--fetch-retries=0", f"{name}@{version}"],
+                cwd=cache,
+                capture_output=True,
+                timeout=30,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             pytest.skip("the npm registry does not answer")
@@ -243,12 +248,11 @@ def _axe() -> str:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
-def test_axe_finds_nothing(browser: Browser, pages: dict[str, Path], width: int, dark: bool) -> None:
-    source = _axe()
+def test_axe_finds_nothing(browser: Browser, pages: dict[str, Path], axe: str, width: int, dark: bool) -> None:
     # A page with each kind of thing once: axe takes half a second for a thousand elements.
     browser.open(pages["some"], width=width, dark=dark)
     browser.run("for (const each of [...document.querySelectorAll('details[data-run]')].slice(0, 2)) each.open = true")
-    browser.run(f"{source}; 0")
+    browser.run(f"{axe}; 0")
     found = browser.run(
         "axe.run(document).then((told) => told.violations.map((each) => `${each.id}: ${each.help}: "
         "${each.nodes.length} × ${each.nodes[0].html.slice(0, 160)} ${each.nodes[0].failureSummary}`))"
