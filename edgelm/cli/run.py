@@ -20,7 +20,7 @@ from edgelm.cli.generate import (
     speculating,
 )
 from edgelm.cli.output import complain, json_option, print_json, runtime_options
-from edgelm.cli.translate import TRANSLATION_OPTIONS, print_translations
+from edgelm.cli.translate import TRANSLATION_OPTIONS, print_transcripts, print_translations
 from edgelm.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def run(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run BUNDLE on each TEXT, or on each line of stdin. A language model goes on with it, an encoder-decoder translates it."""
+    """Run BUNDLE on each TEXT, or on each line of stdin. A language model goes on with it, an encoder-decoder translates it.
+
+    A model that hears takes the names of WAV files instead of texts.
+    """
     from edgelm_runtimes import load
 
     with load(bundle, runtime=runtime, device=device, threads=threads) as session:
@@ -63,6 +66,8 @@ def run(
                 answer(session, texts or (prompt_lines() if chat else _lines()), options, as_json=as_json)
         elif session.manifest.task == "translate":
             print_translations(session, texts or _lines(), generation, beams=beams, as_json=as_json)
+        elif session.manifest.task == "transcribe":
+            print_transcripts(session, texts or _lines(), generation, beams=beams, as_json=as_json)
         elif arrays is not None:
             _run_arrays(session, arrays)
         elif session.manifest.task == "classify":
@@ -86,6 +91,7 @@ def _check_options(task: str) -> None:
     others = {
         "generate": {"top", "arrays", "beams"},
         "translate": {"top", "arrays", "chat", *(GENERATION_OPTIONS - TRANSLATION_OPTIONS)},
+        "transcribe": {"top", "arrays", "chat", *(GENERATION_OPTIONS - TRANSLATION_OPTIONS)},
     }
     unfit = given & others.get(task, {"chat", "beams", *GENERATION_OPTIONS})
     if unfit:

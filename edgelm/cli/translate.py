@@ -11,12 +11,11 @@ import click
 
 from edgelm.cli.generate import CONTROL
 from edgelm.cli.output import complain, print_json
-from edgelm.errors import InputError
 
 if TYPE_CHECKING:
     from edgelm_runtimes import Session, TranslationResult
 
-__all__ = ["TRANSLATION_OPTIONS", "print_translations"]
+__all__ = ["TRANSLATION_OPTIONS", "print_transcripts", "print_translations"]
 
 TRANSLATION_OPTIONS = frozenset(("beams", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "deadline_ms"))
 
@@ -24,15 +23,7 @@ TRANSLATION_OPTIONS = frozenset(("beams", "max_new_tokens", "temperature", "top_
 def print_translations(
     session: Session, texts: Iterable[str], options: dict[str, Any], *, beams: int | None, as_json: bool
 ) -> None:
-    """Print the translation of each text, as it comes where there is one beam.
-
-    Raises:
-        InputError: An option cannot be used.
-    """
-    unfit = options.keys() - TRANSLATION_OPTIONS
-    if unfit:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unfit))
-        raise InputError(f"The bundle translates, to which {names} does not apply: leave it out.")
+    """Print the translation of each text, as it comes where there is one beam."""
     if beams is not None:
         options = {**options, "beams": beams}
     for text in texts:
@@ -50,6 +41,21 @@ def print_translations(
             result = session.translate(text, **options)
             click.echo(_shown(result.text))
         complain(_summary(result))
+
+
+def print_transcripts(
+    session: Session, files: Iterable[str], options: dict[str, Any], *, beams: int | None, as_json: bool
+) -> None:
+    """Print what is said in each WAV file."""
+    if beams is not None:
+        options = {**options, "beams": beams}
+    for file in files:
+        result = session.transcribe(file, **options)
+        if as_json:
+            print_json({"file": file, "transcript": result.text, **asdict(result)})
+        else:
+            click.echo(_shown(result.text))
+            complain(_summary(result))
 
 
 def _shown(text: str) -> str:

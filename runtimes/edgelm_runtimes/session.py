@@ -300,6 +300,29 @@ class Session:
             return translator.translate(cast(Sequence[Readable], sources), **options)
         return translator.translate([cast(Readable, sources)], **options)[0]
 
+    def transcribe(
+        self, audio: str | Path | NDArray[np.float32], **options: Unpack[TranslateOptions]
+    ) -> TranslationResult:
+        """Return what is said in a recording.
+
+        Args:
+            audio: A WAV file of 16-bit PCM at the model's rate, or float32 samples ``(n,)`` in [-1, 1] at it; no longer than
+                the model hears at once.
+            options: See `TranslateOptions`.
+
+        Raises:
+            InputError: The audio or an option cannot be used, or the bundle does not hear.
+            ExecutionError: The runtime failed, or the session is closed.
+        """
+        from edgelm_runtimes.audio import log_mel, read_wave
+
+        translator = self._for_translation()
+        record = self.manifest.translation
+        if record is None or record.audio is None:
+            raise InputError(f"The bundle '{self.manifest.name}' does not hear: its task is '{self.manifest.task}'.")
+        samples = audio if isinstance(audio, np.ndarray) else read_wave(audio, record.audio)
+        return translator.translate([log_mel(samples, record.audio)], **options)[0]
+
     def live_translation(self, *, hold: int | None = None, **options: Unpack[TranslateOptions]) -> LiveTranslation:
         """Return a translation of a text that grows, such as what a speech recogniser has heard so far.
 
