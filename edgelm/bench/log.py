@@ -23,7 +23,7 @@ from edgelm.bench.store import read_samples, write_samples
 from edgelm.bench.upgrade import upgraded
 from edgelm.errors import InputError, OutputError
 
-__all__ = ["AnyRun", "append", "default_log", "find", "heads", "read", "read_all", "write"]
+__all__ = ["AnyRun", "append", "default_log", "find", "heads", "of_values", "read", "read_all", "write"]
 
 Warn = Callable[[str], None]
 AnyRun = Run | GenerationRun
@@ -241,6 +241,15 @@ def _with_samples(data: Any, log: Path) -> Any:
     except dacite.DaciteError as error:
         raise InputError(f"it does not say where its samples are ({error}).") from error
     return {**data, "samples": read_samples(stored, log, generation=data.get("format") == GENERATION_FORMAT)}
+
+
+def of_values(values: Iterable[Any]) -> list[AnyRun]:
+    """Return runs from the values of their JSON, such as another machine printed.
+
+    Raises:
+        InputError: One is foreign, damaged or of a newer schema.
+    """
+    return [_of_values(data) for data in values]
 
 
 def _of_values(data: Any) -> AnyRun:

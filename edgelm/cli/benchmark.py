@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.cli.benchmark_generation import GenerationAmounts, generates, generation_options, run_generation
+from edgelm.cli.benchmark_generation import (
+    GenerationAmounts,
+    generates,
+    generation_options,
+    print_generation,
+    run_generation,
+)
 from edgelm.cli.benchmark_options import FILE, Protocol, Results, protocol_options, result_options
+from edgelm.cli.benchmark_remote import measure_on
 from edgelm.cli.benchmark_table import milliseconds, print_findings
 from edgelm.cli.output import json_option, print_json, progress_bar, size, table
 
 if TYPE_CHECKING:
     from edgelm.bench import Run
     from edgelm.bench.findings import Arrivals
+    from edgelm.bench.log import AnyRun
 
 __all__ = ["benchmark"]
 
@@ -25,6 +33,8 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=FILE)
 @protocol_options
+@click.option("--on", metavar="HOST", help="Measure on a device: user@host, or adb: for a phone. See edgelm deploy.")
+@click.option("--ssh-config", type=FILE, help="With --on: a file instead of ~/.ssh/config.")
 @click.option("--queries", type=click.IntRange(1), help="Stop after so many of each.")
 @click.option("--deadline-ms", type=_POSITIVE, help="Report the share within this time.")
 @click.option("--rate", type=_POSITIVE, help="Real time: so many queries arrive a second.")
@@ -37,6 +47,8 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @json_option
 def benchmark(
     bundles: tuple[Path, ...],
+    on: str | None,
+    ssh_config: Path | None,
     mode: str | None,
     runtimes: tuple[str, ...],
     profile: str | None,
@@ -69,6 +81,9 @@ def benchmark(
 
     results = Results(output=output, log_file=log_file, resume=resume, force=force, as_json=as_json)
     results.check()
+    if on is not None:
+        _print(measure_on(on, bundles, results, ssh_config=ssh_config), quiet=as_json)
+        return
     protocol = Protocol(
         mode=mode or ("standard" if rate is None else "realtime"),
         runtime=runtimes or None,
@@ -121,6 +136,20 @@ def _run(bundles: Sequence[Path], protocol: Protocol, results: Results, **amount
     else:
         _print_runs(runs)
     results.write(runs)
+
+
+def _print(runs: Sequence[AnyRun], *, quiet: bool) -> None:
+    """Print runs of either kind."""
+    from edgelm import bench
+
+    answering = [run for run in runs if isinstance(run, bench.Run)]
+    generating = [run for run in runs if isinstance(run, bench.GenerationRun)]
+    if quiet:
+        return
+    if answering:
+        _print_runs(answering)
+    if generating:
+        print_generation(generating)
 
 
 def _read_texts(path: Path) -> Sequence[str]:

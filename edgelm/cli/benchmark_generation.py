@@ -16,7 +16,7 @@ from edgelm.cli.output import print_json, progress_bar, size, table
 if TYPE_CHECKING:
     from edgelm.bench import GenerationRun
 
-__all__ = ["GenerationAmounts", "generates", "generation_options", "run_generation"]
+__all__ = ["GenerationAmounts", "generates", "generation_options", "print_generation", "run_generation"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -96,9 +96,14 @@ def run_generation(bundles: Sequence[Path], protocol: Protocol, amounts: Generat
     if results.as_json:
         print_json([run.to_dict() for run in runs])
     else:
-        table([_row(run) for run in runs], _HEADER)
-        print_findings(runs)
+        print_generation(runs)
     results.write(runs)
+
+
+def print_generation(runs: Sequence[GenerationRun]) -> None:
+    """Print runs of language models as a table."""
+    table([_row(run) for run in runs], _HEADER)
+    print_findings(runs)
 
 
 _HEADER = (
