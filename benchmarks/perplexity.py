@@ -31,7 +31,14 @@ from typing import Any
 
 import numpy as np
 
-RECIPES = {"fp32": "fp32", "int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4b32_afp32"}
+RECIPES = {
+    "fp32": "fp32",
+    "int8": "dynamic_wi8_afp32",
+    "int4": "dynamic_wi4b32_afp32",
+    # What a gate would keep first: the parts whose rounding costs most for their size.
+    "int4, attention int8": "dynamic_wi4b32_afp32",
+}
+WIDER = {"int4, attention int8": ".attention."}  # names of the parts that are stored in 8 bits
 RUNTIMES = ("litert", "onnx")
 PACKAGES = ("ai-edge-litert", "onnxruntime", "keras", "keras-hub", "numpy")
 LONGEST = 320  # tokens of a text
@@ -96,8 +103,11 @@ def measure(spec: Any, recipe: str, runtime: str, sequences: list[Any], folder: 
     return math.exp(total / sum(len(ids) - 1 for ids in sequences)), size
 
 
-def measure_model(name: str, spec: Any, texts: tuple[list[Any], list[Any]], folder: Path) -> list[dict[str, Any]]:
-    """Return a row for each recipe, way of preparation and runtime."""
+def measure_model(
+    name: str, spec: Any, texts: tuple[list[Any], list[Any]], folder: Path, recipes: list[str], ways: list[str]
+) -> list[dict[str, Any]]:
+    """Return a row for each recipe, way of preparation and runtime; rises are against fp32, which is measured in any case."""
+    from edgelm_converters.parts import parts_of, widen
     from edgelm_converters.prepare import prepare_weights
 
     sequences, calibration = texts
@@ -106,11 +116,16 @@ def measure_model(name: str, spec: Any, texts: tuple[list[Any], list[Any]], fold
     rows: list[dict[str, Any]] = []
     floats: dict[str, float] = {}
     for short, recipe in RECIPES.items():
-        ways = ("plain",) if short == "fp32" else ("plain", "own text", *(("text",) if enough else ()))
-        for way in ways:
+        if short not in ("fp32", *recipes):
+            continue
+        kept = WIDER.get(short)
+        wide = spec if kept is None else widen(spec, {part.name: 8 for part in parts_of(spec) if kept in part.name})
+        for way in ("plain",) if short == "fp32" else ways:
+            if way == "text" and not enough:
+                continue
             start = time.perf_counter()
             given = calibration if way == "text" else None
-            prepared = spec if way == "plain" else prepare_weights(spec, recipe, given)[0]
+            prepared = wide if way == "plain" else prepare_weights(wide, recipe, given)[0]
             seconds = time.perf_counter() - start
             for runtime in RUNTIMES:
                 perplexity, size = measure(prepared, recipe, runtime, sequences, folder)
@@ -123,6 +138,21 @@ def measure_model(name: str, spec: Any, texts: tuple[list[Any], list[Any]], fold
                 rows.append(row)
                 print(row, file=sys.stderr, flush=True)
     return rows
+
+
+def merged(before: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with new ones in place of those that they repeat, in the order of the recipes."""
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["model"], row["recipe"], row["weights"], row["runtime"]
+
+    again = {key(row) for row in made}
+    models = list(dict.fromkeys(row["model"] for row in (*before, *made)))
+    places, ways = list(RECIPES), ["plain", "own text", "text"]
+    return sorted(
+        [*(row for row in before if key(row) not in again), *made],
+        key=lambda row: (models.index(row["model"]), places.index(row["recipe"]), ways.index(row["weights"])),
+    )
 
 
 def table(result: dict[str, Any]) -> str:
@@ -152,12 +182,12 @@ def main() -> int:
         "--model", nargs=4, action="append", required=True, metavar=("NAME", "KERAS", "TOKENIZER", "TEXT")
     )
     parser.add_argument("--tokens", type=int, default=5000, help="least number of tokens that are measured")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--ways", nargs="+", default=["plain", "own text", "text"], help="how weights are prepared")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     if arguments.output.is_file():
-        measured = {name for name, *_ in arguments.model}
-        before = json.loads(arguments.output.read_text(encoding="utf-8"))["rows"]
-        rows = [row for row in before if row["model"] not in measured]
+        rows = json.loads(arguments.output.read_text(encoding="utf-8"))["rows"]
     for name, model, tokenizer, text in arguments.model:
         absent = [file for file in (model, tokenizer, text) if not Path(file).is_file()]
         if absent:
@@ -166,7 +196,8 @@ def main() -> int:
         spec = read_spec(Path(model))
         texts = read_texts(Path(text), Path(tokenizer), arguments.tokens, min(LONGEST, spec.max_length or LONGEST))
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure_model(name, spec, texts, Path(folder))
+            made = measure_model(name, spec, texts, Path(folder), arguments.recipes, arguments.ways)
+        rows = merged(rows, made)
         result = {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": f"{platform.machine()}, {platform.system()}",
