@@ -35,9 +35,10 @@ def test_every_edgelm_command_and_the_python_blocks_run(tmp_path: Path) -> None:
         result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         printed.append(result.stdout)
-    classified, told = printed
+    classified, told, translated = printed
     assert classified.startswith("change_pin ")
     assert "there was a little girl named Lily" in told
+    assert translated.splitlines()[0].startswith("¿Dónde está la estación")
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
