@@ -128,11 +128,11 @@ def test_halving_rounds_each_weight_once_and_keeps_float32_layers(small: Any, ex
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning")
 def test_greedy_takes_the_likeliest_token_and_stops_at_the_end(small: Any, example: Any) -> None:
     # Sources of several lengths in one batch, against one at a time without a batch or a trace.
-    sources = [row[:length] for row, length in zip(_ids(4, 9, 6), (9, 3, 9, 5), strict=True)]
-    answers = example.translate.greedy(small, sources, max_length=10)
+    sources = [row[:length] for row, length in zip(_ids(3, 9, 6), (9, 3, 5), strict=True)]
+    answers = example.translate.greedy(small, sources, max_length=5)
     for source, answer in zip(sources, answers, strict=True):
         target = [START]
-        while len(target) <= 10 and target[-1] != END:
+        while len(target) <= 5 and target[-1] != END:
             scores = np.asarray(small([source[None], np.asarray([target], np.int32)]))[0, -1]
             target.append(int(scores.argmax()))
         assert answer.tolist() == [token for token in target[1:] if token != END]
@@ -204,11 +204,11 @@ def test_bleu_of_some_held_out_sentences(shipped: Any, tokenizer: Any, example: 
     sacrebleu = pytest.importorskip("sacrebleu")
     record = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
     held_out = example.data.read_held_out(FOLDER / "held_out.csv")
-    sources = list(held_out)[:200]
+    sources = list(held_out)[:100]
     hypotheses = example.translate.translate(shipped, tokenizer, sources)
     references = [[held_out[source][0] for source in sources]]
     bleu = sacrebleu.BLEU().corpus_score(hypotheses, references)
-    # A tenth of the sentences, one reference each: BLEU of such a sample scatters by about 2.5, and loses a point or two
+    # A twentieth of the sentences, one reference each: BLEU of such a sample scatters by 3 to 4, and loses a point or two
     # with the other references. A broken mask or tokenizer halves it.
     assert bleu.score > 0.7 * record["test"]["bleu"]
 
