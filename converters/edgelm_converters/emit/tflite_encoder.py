@@ -73,7 +73,7 @@ def embedded(
     if segments is not None and parts.segment is not None:
         x = graph.add(x, store.lookup(graph, graph.reshape(segments, (length,)), parts.segment, least_bits=bits))
     if parts.position is not None:
-        x = graph.add(x, store.rows(graph, parts.position, length, lengths, least_bits=bits))
+        x = store.plus_rows(graph, x, parts.position, lengths, least_bits=bits)
     if parts.norm is not None:
         x = apply_norm(graph, parts.norm, x)
     return x if parts.projection is None else store.linear(graph, plain(parts.projection), x)

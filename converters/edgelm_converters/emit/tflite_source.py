@@ -99,7 +99,7 @@ def _heard(graph: Graph, store: Store, audio: AudioFrontEnd, frames: Value, leng
     for which, rows in enumerate((_threes, _every_other_threes)):
         linear = _as_linear(store, audio.name[which], audio.kernels[which], audio.biases[which])
         x = activated(graph, store, plain(linear), rows(graph, x), "gelu")
-    return graph.add(x, store.rows(graph, audio.position, x.shape[0], lengths, least_bits=_AUDIO_BITS))
+    return store.plus_rows(graph, x, audio.position, lengths, least_bits=_AUDIO_BITS)
 
 
 def _as_linear(store: Store, name: str, kernel: Float32, bias: Float32) -> Linear:

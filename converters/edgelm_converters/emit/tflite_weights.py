@@ -183,6 +183,21 @@ class Store:
             return graph.multiply(rows, cut(self._place(graph, scale)))
         return cut(self._place(graph, self._float_table(used, form)))
 
+    def plus_rows(self, graph: Graph, x: Value, table: Float32, lengths: tuple[int, ...], *, least_bits: int) -> Value:
+        """Return ``x + rows``, x float32 ``(n, D)``; the rest as of `rows`.
+
+        A GPU adds a constant ``(n, D)`` to a computed ``(n, D)`` wrongly and without a word, off by the numbers' own size
+        (LiteRT 2.3's WebGPU accelerator), and one of three dimensions rightly. A file of several lengths cuts its rows from a
+        table, and what an operator gives is no constant.
+        """
+        length, width = x.shape
+        used = self.used(table, lengths[-1])
+        if len(lengths) > 1 or stored_form(self.recipe, used.shape, least_bits) != "float32":
+            return graph.add(x, self.rows(graph, table, length, lengths, least_bits=least_bits))
+        whole = self.weights.once(("deep", id(used)), lambda: self._floats((1, *used.shape), lambda: used, "float32"))
+        added = graph.add(graph.reshape(x, (1, length, width)), graph.constant(whole))
+        return graph.reshape(added, (length, width))
+
     def used(self, table: Float32, count: int) -> Float32:
         """Return the first rows of a table, as the same array at every call: what is stored goes by its id."""
         return self.weights.once(("used", id(table), count), lambda: table[:count])

@@ -119,7 +119,7 @@ class _Operators:
             if segments is not None and parts.segment is not None:
                 x = graph.add(x, store.lookup(graph, segments, parts.segment, least_bits=bits))
             if parts.position is not None:
-                x = graph.add(x, store.rows(graph, parts.position, length, self.file.lengths, least_bits=bits))
+                x = store.plus_rows(graph, x, parts.position, self.file.lengths, least_bits=bits)
         return _Placed(x, point)
 
     def _rows(self, table: Float32, source: Float32, ids: Value) -> Value:
