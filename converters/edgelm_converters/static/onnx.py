@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from edgelm.bundle.manifest import Port, Signature
 from edgelm_converters.emit.onnx import signature_of
 from edgelm_converters.emit.onnx_file import operator_histogram
 from edgelm_converters.emit.onnx_graph import Graph
@@ -33,9 +35,10 @@ def emit_static_onnx(
     ranges: Ranges,
     keep_float: Collection[str] = (),
     integer_io: bool = False,
+    length: int | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> StaticResult:
-    """Write an ONNX file in integers, in QDQ form; the batch and the sequence axis are free.
+    """Write an ONNX file in integers, in QDQ form; the batch and the sequence axis are free unless a length is given.
 
     Every operator whose inputs come out of a DequantizeLinear and whose result goes into a QuantizeLinear is one that a runtime
     may compute in integers. What it does so with is its own affair: the result's notes tell it of ONNX Runtime's CPU provider.
@@ -50,6 +53,7 @@ def emit_static_onnx(
             `least_bits` are 16 stay too.
         integer_io: The form for accelerators: norms, residuals and embeddings in integers too, and the answer, whose steps are
             the result's `answer`.
+        length: The only length that the file takes, at batch 1, as an accelerator compiles it; None leaves both axes free.
         progress: Called with the step's description, and how much of it is done.
 
     Returns:
@@ -66,11 +70,13 @@ def emit_static_onnx(
     ready = prepared(spec)
     found = calibrate(ready, samples, norms=False, progress=progress)
     hides = spec.mask != "none" or any(layer.attention.causal for layer in spec.encoder.layers)
-    longest = spec.fixed_length or spec.max_length or _UNBOUNDED
+    longest = length or spec.fixed_length or spec.max_length or _UNBOUNDED
     steps = step_table(found, ranges, form.bits, hides=hides, longest=longest)
     graph = Graph()
     floats, answer = build_static_encoder(graph, ready, steps, form)
-    signature = with_answer(signature_of(spec), answer)
+    signature = with_answer(
+        signature_of(spec) if length is None else _of_one_length(signature_of(spec), length), answer
+    )
     graph.write(path, spec.name, signature.inputs, signature.outputs)
     return StaticResult(
         signatures=(signature,),
@@ -82,6 +88,17 @@ def emit_static_onnx(
         answer=answer,
         notes=_notes(spec, form),
     )
+
+
+def _of_one_length(signature: Signature, length: int) -> Signature:
+    """Return a signature with no free axis: batch 1, and so many tokens."""
+
+    def fixed(port: Port) -> Port:
+        _, *others = port.shape
+        return replace(port, shape=(1, *(length if extent is None else extent for extent in others)))
+
+    inputs, outputs = (tuple(map(fixed, ports)) for ports in (signature.inputs, signature.outputs))
+    return replace(signature, sequence_length=length, inputs=inputs, outputs=outputs)
 
 
 def _notes(spec: TransformerSpec, form: StaticForm) -> tuple[str, ...]:

@@ -101,11 +101,10 @@ class _Operators:
         if self.form.integer:
             token = parts.token * np.float32(parts.token_scale)
             table, table_steps = self._table(token, parts.token, "embeddings/token")
-            ids = graph.node("Gather", table, spec.token_input)
-            x = _Placed(self._dequantize(ids, table_steps), point)
+            x = _Placed(self._gathered(table, table_steps, spec.token_input), point)
             if segments is not None and parts.segment is not None:
                 table, table_steps = self._table(parts.segment, parts.segment, "embeddings/segment")
-                row = self._dequantize(graph.node("Gather", table, segments), table_steps)
+                row = self._gathered(table, table_steps, segments)
                 name = f"{point}/segment"
                 x = _Placed(graph.node("Add", x.raw, row), name, self.steps[name])
             if parts.position is not None:
@@ -135,6 +134,13 @@ class _Operators:
             table = weights.rows(parts.position, "embeddings/position", lambda whole: whole, least_bits=bits)
             y = self._float("Add", _EMBEDDED, y, graph.node("Slice", table, zero, self.length, zero))
         return _Placed(graph.node("Reshape", y, graph.constant([-1, width])), point)
+
+    def _gathered(self, table: str, steps: Steps, ids: str) -> str:
+        """Return rows of an integer table: as every operator here, a lookup stands between two conversions.
+
+        ONNX Runtime leaves them out. QNN takes a lookup with them, and refuses one of bare integers, which say no scale.
+        """
+        return self._round(self.graph.node("Gather", self._dequantize(table, steps), ids), steps)
 
     def _table(self, table: Float32, source: Float32, name: str) -> tuple[str, Steps]:
         peak = float(np.abs(table).max())
@@ -352,7 +358,9 @@ class _Operators:
         if not self.form.integer or x.steps is None:
             return self._use(x), None
         steps = x.steps
-        return self._quantize(x.raw, steps, signed=True), steps
+        # Rounded to uint8 first, as every activation, and then the same steps as int8: a product whose answer is of another type
+        # than its input is none of integers, neither to ONNX Runtime nor to QNN.
+        return self._quantize(self._use(x), steps, signed=True), steps
 
     # Integers
 
