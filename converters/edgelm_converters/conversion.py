@@ -21,6 +21,7 @@ from edgelm_converters.request import Progress, Request
 from edgelm_converters.run_bundle import make_run_model
 from edgelm_converters.source import Source, load_source
 from edgelm_converters.spec import TransformerSpec
+from edgelm_converters.targets import aim_at, default_recipe, find_target, refuse_model
 from edgelm_converters.translation_bundle import make_translation_model
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def convert(
     output: str | Path,
     *,
     to: Sequence[str] | None = None,
-    recipe: str | Path = "dynamic_wi8_afp32",
+    target: str | None = None,
+    recipe: str | Path | None = None,
     prune: str | None = None,
     trim_vocabulary: str | Path | None = None,
     metric: str | None = None,
@@ -82,8 +84,12 @@ def convert(
             loads (``hf://…``, ``kaggle://…``), which needs a network.
         output: The bundle to write, ``NAME.edgelm``.
         to: Formats: ``tflite``, ``onnx``, and for a language model ``litertlm``. None writes all that fit.
+        target: What it is for: a name of `edgelm_converters.targets`, such as ``gpu``, ``edgetpu``, ``npu-qnn`` or
+            ``tflite-runtime``; a device profile's name, or a profile's TOML file. It chooses what is left out of `to`, `recipe`,
+            `integer_io` and the lengths, and refuses what contradicts it; the manifest's notes say what it chose.
         recipe: A name of `edgelm_converters.recipes`, such as ``fp16``, ``int8`` or ``int4``; or a TOML file with a whole chain
-            (`edgelm_converters.chain`), which then holds what `prune` to `integer_io` would say.
+            (`edgelm_converters.chain`), which then holds what `prune` to `integer_io` would say. None is the target's, or
+            ``int8``.
         prune: What to remove, such as ``heads=0.25,ffn=0.3,layers=2`` (`edgelm_converters.compress.pruning`).
         trim_vocabulary: Texts of the kind that the model is for: tokens that they do not need are removed.
         metric: What must be kept on the validation data: ``accuracy``, ``perplexity``, ``bleu`` or ``parity``.
@@ -115,14 +121,20 @@ def convert(
     Raises:
         EdgelmError: Something does not fit; nothing was written, and the message says what to do.
     """
+    aimed = None if target is None else find_target(target)
     chain = _chain(
-        recipe, prune=prune, trim_vocabulary=trim_vocabulary, metric=metric, max_drop=max_drop, sensitivity=sensitivity,
+        default_recipe(aimed) if recipe is None else recipe, prune=prune, trim_vocabulary=trim_vocabulary, metric=metric, max_drop=max_drop, sensitivity=sensitivity,
         ranges=ranges, integer_io=integer_io,
     )  # fmt: skip
+    formats = None if to is None else _targets(to)
+    if aimed is not None:
+        aim = aim_at(aimed, chain, formats)
+        chain, formats = aim.chain, aim.formats
     request = Request(
         name=Path(output).stem,
-        targets=None if to is None else _targets(to),
+        targets=formats,
         chain=chain,
+        aimed=aimed,
         tokenizer=tokenizer,
         target_tokenizer=target_tokenizer,
         labels=labels,
@@ -133,14 +145,16 @@ def convert(
         cache_lengths=None if cache_lengths is None else tuple(cache_lengths),
         prefill_lengths=None if prefill_lengths is None else tuple(prefill_lengths),
     )
-    for target in request.targets or _RUN_TARGETS:
-        for package in _PACKAGES[target]:
-            require(package, what=f"target '{target}'")
+    for name in request.targets or _RUN_TARGETS:
+        for package in _PACKAGES[name]:
+            require(package, what=f"target '{name}'")
     with BundleWriter(Path(output), force=force) as writer:
         progress("Reading the model", 0, 1)
         source = load_source(model, custom_objects=Path(custom_objects) if custom_objects is not None else None)
         reference = make_reference(source)
         recognition = _recognise(source, reference, sequence_length)
+        if aimed is not None:
+            refuse_model(aimed, recognition.spec, recognition.reason)
         make = _maker(recognition.spec)
         manifest = writer.finish(make(request, source, reference, recognition, writer.folder, progress))
     return Conversion(Path(output), manifest)

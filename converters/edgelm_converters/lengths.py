@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,12 +32,18 @@ class Lengths:
         buckets: Lengths of a fixed-shape file's signatures, ascending; empty where there is no sequence.
         maximum: The most tokens; None where there is no sequence.
         notes: For the manifest: what was decided for the user, and why.
+        fixed: Whether every file has fixed shapes, as an accelerator compiles them, and not only those that always do.
     """
 
     padding: Padding
     buckets: tuple[int, ...]
     maximum: int | None
     notes: tuple[str, ...]
+    fixed: bool = False
+
+    def of_one_shape(self) -> Lengths:
+        """Return the longest length alone, at which every file is fixed."""
+        return self if self.maximum is None else replace(self, buckets=(self.maximum,), fixed=True)
 
     @property
     def reference(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgelm.bundle.manifest import Format
 from edgelm_converters.chain import Chain
 from edgelm_converters.recipes import Recipe
+from edgelm_converters.targets.table import Target
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +22,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `edgelm_converters.convert`, which has their descriptions; `name` is the bundle's."""
+    """The arguments of `edgelm_converters.convert`, which has their descriptions.
+
+    `name` is the bundle's; `targets` are formats, and `aimed` is what they are for.
+    """
 
     name: str
     targets: tuple[Format, ...] | None
@@ -35,6 +39,7 @@ class Request:
     chat_template: str | Path | None
     cache_lengths: tuple[int, ...] | None
     prefill_lengths: tuple[int, ...] | None
+    aimed: Target | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -106,8 +106,9 @@ class Emitter:
             )  # fmt: skip
         else:
             made = emit_static_onnx(
-                spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io, progress=progress
-            )
+                spec, path, recipe=recipe.name, samples=samples, ranges=ranges, integer_io=integer_io,
+                length=self.lengths.maximum if self.lengths.fixed else None, progress=progress,
+            )  # fmt: skip
         floats = _float_notes((entry.reason, entry.count, entry.operator) for entry in made.float_operators)
         return Written(path, path, made.signatures, dict(made.operators), (*floats, *made.notes))
 

@@ -13,7 +13,16 @@ import numpy as np
 from edgelm_runtimes import feed
 from numpy.typing import NDArray
 
-from edgelm.bundle import FORMAT, SCHEMA_VERSION, CalibrationRecord, GoldenCase, Manifest, Signature, write_golden
+from edgelm.bundle import (
+    FORMAT,
+    SCHEMA_VERSION,
+    Artifact,
+    CalibrationRecord,
+    GoldenCase,
+    Manifest,
+    Signature,
+    write_golden,
+)
 from edgelm.bundle.manifest import Format
 from edgelm.errors import InputError, RecipeError
 from edgelm_converters.compress.apply import Compressed, compress
@@ -28,6 +37,7 @@ from edgelm_converters.run_artifact import Emitter, Question, make_artifact
 from edgelm_converters.run_labels import check_labels, label_names, output_role, task_of
 from edgelm_converters.samples import Sample, SampleSet, make_samples
 from edgelm_converters.source import Source
+from edgelm_converters.targets import aim_note, check_file
 from edgelm_converters.tokens import Tokens, find_tokens
 
 if TYPE_CHECKING:
@@ -75,6 +85,8 @@ def make_run_model(
     _refuse_language_options(request, recognition)
     tokens = find_tokens(request.tokenizer, source, recognition.spec)
     lengths = choose_lengths(reference, recognition.spec, tokens, request.sequence_length)
+    if request.aimed is not None and request.aimed.one_length:
+        lengths = lengths.of_one_shape()
     tokens = tokens.cut_at(lengths.maximum)
     names = label_names(request.labels)
     datasets = _datasets(request)
@@ -115,10 +127,26 @@ def make_run_model(
         golden="golden.npz",
         files={},
         tool_versions=tool_versions(),
-        notes=(*tokens.notes, *lengths.notes),
+        notes=(*tokens.notes, *lengths.notes, *_aim_notes(request, lengths, artifacts, folder)),
         compression=compressed.steps if compressed is not None else (),
         calibration=_calibration(request, subject),
     )
+
+
+def _aim_notes(request: Request, lengths: Lengths, artifacts: Sequence[Artifact], folder: Path) -> tuple[str, ...]:
+    """Return what was chosen for the target, and how its files look to it.
+
+    Raises:
+        ConversionError: One holds what the target computes wrongly.
+    """
+    if request.aimed is None:
+        return ()
+    formats = tuple(artifact.format for artifact in artifacts)
+    notes = [aim_note(request.aimed, request.chain, formats, lengths)]
+    for artifact in artifacts:
+        if artifact.format == "tflite":
+            notes += check_file(request.aimed, folder / artifact.file)
+    return tuple(notes)
 
 
 def _calibration(request: Request, subject: _Subject) -> CalibrationRecord | None:

@@ -23,10 +23,16 @@ _FILE = click.Path(path_type=Path)
     "--to", "targets", multiple=True, help="tflite, onnx or litertlm; several may be given. All that fit without it."
 )
 @click.option(
+    "--for",
+    "target",
+    metavar="TARGET",
+    help="What it is for: gpu, npu-qnn, edgetpu, tflite-runtime, or a device that 'edgelm profiles' lists. It chooses formats, "
+    "recipe and lengths, and refuses what contradicts it.",
+)
+@click.option(
     "--recipe",
-    default="int8",
-    show_default=True,
-    help="How weights are stored: fp32, fp16, int8, int4, full-int8, a longer name, or a TOML file with a whole chain.",
+    help="How weights are stored: fp32, fp16, int8, int4, full-int8, a longer name, or a TOML file with a whole chain. Without: "
+    "int8, or what --for takes.",
 )
 @click.option("--prune", help="What to remove first: heads=0.25,ffn=0.3,layers=2.")
 @click.option("--trim-vocabulary", type=_FILE, help="Keep the tokens that these texts need: txt, csv, tsv or jsonl.")
@@ -70,7 +76,8 @@ def convert(
     model: str,
     output: Path,
     targets: tuple[str, ...],
-    recipe: str,
+    target: str | None,
+    recipe: str | None,
     prune: str | None,
     trim_vocabulary: Path | None,
     metric: str | None,
@@ -103,6 +110,7 @@ def convert(
             model,
             output,
             to=targets or None,
+            target=target,
             recipe=recipe,
             prune=prune,
             trim_vocabulary=trim_vocabulary,
