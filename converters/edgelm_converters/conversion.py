@@ -85,8 +85,8 @@ def convert(
         output: The bundle to write, ``NAME.edgelm``.
         to: Formats: ``tflite``, ``onnx``, and for a language model ``litertlm``. None writes all that fit.
         target: What it is for: a name of `edgelm_converters.targets`, such as ``gpu``, ``edgetpu``, ``npu-qnn`` or
-            ``tflite-runtime``; a device profile's name, or a profile's TOML file. It chooses what is left out of `to`, `recipe`,
-            `integer_io` and the lengths, and refuses what contradicts it; the manifest's notes say what it chose.
+            ``tflite-runtime``; a device profile's name, or a profile's TOML file. It chooses what is left out of `to`,
+            `recipe`, `integer_io` and the lengths, and refuses what contradicts it; the manifest's notes say what it chose.
         recipe: A name of `edgelm_converters.recipes`, such as ``fp16``, ``int8`` or ``int4``; or a TOML file with a whole chain
             (`edgelm_converters.chain`), which then holds what `prune` to `integer_io` would say. None is the target's, or
             ``int8``.
@@ -123,8 +123,8 @@ def convert(
     """
     aimed = None if target is None else find_target(target)
     chain = _chain(
-        default_recipe(aimed) if recipe is None else recipe, prune=prune, trim_vocabulary=trim_vocabulary, metric=metric, max_drop=max_drop, sensitivity=sensitivity,
-        ranges=ranges, integer_io=integer_io,
+        default_recipe(aimed) if recipe is None else recipe, prune=prune, trim_vocabulary=trim_vocabulary, metric=metric,
+        max_drop=max_drop, sensitivity=sensitivity, ranges=ranges, integer_io=integer_io,
     )  # fmt: skip
     formats = None if to is None else _targets(to)
     if aimed is not None:

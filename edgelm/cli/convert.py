@@ -26,13 +26,13 @@ _FILE = click.Path(path_type=Path)
     "--for",
     "target",
     metavar="TARGET",
-    help="What it is for: gpu, npu-qnn, edgetpu, tflite-runtime, or a device that 'edgelm profiles' lists. It chooses formats, "
-    "recipe and lengths, and refuses what contradicts it.",
+    help="What it is for: gpu, npu-qnn, edgetpu, tflite-runtime, or a device that 'edgelm profiles' lists. It chooses "
+    "formats, recipe and lengths, and refuses what contradicts it.",
 )
 @click.option(
     "--recipe",
-    help="How weights are stored: fp32, fp16, int8, int4, full-int8, a longer name, or a TOML file with a whole chain. Without: "
-    "int8, or what --for takes.",
+    help="How weights are stored: fp32, fp16, int8, int4, full-int8, a longer name, or a TOML file with a whole chain. "
+    "Without: int8, or what --for takes.",
 )
 @click.option("--prune", help="What to remove first: heads=0.25,ffn=0.3,layers=2.")
 @click.option("--trim-vocabulary", type=_FILE, help="Keep the tokens that these texts need: txt, csv, tsv or jsonl.")

@@ -1,6 +1,7 @@
-"""Run one signature of a TFLite file with LiteRT: ``python on_gpu.py MODEL SIGNATURE INPUTS.npz OUTPUTS.npz gpu|cpu``.
+"""Run one signature of a TFLite file with LiteRT: ``python on_gpu.py MODEL SIGNATURE INPUTS.npz OUTPUTS.npz gpu|gpu-only|cpu``.
 
-A process of its own, since a driver may end it. Inputs and outputs are float32 or int32 arrays by their names.
+A process of its own, since a driver may end it. ``gpu`` leaves the processor what the accelerator does not take, ``gpu-only``
+fails then. Inputs and outputs are float32 or int32 arrays by their names.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ __all__ = ["main"]
 
 def main(model: str, signature: str, inputs: str, outputs: str, where: str) -> None:
     """Run, and write the outputs."""
-    accelerators = HardwareAccelerator.CPU
-    if where == "gpu":
-        accelerators |= HardwareAccelerator.GPU
+    processor, gpu = HardwareAccelerator.CPU, HardwareAccelerator.GPU
+    accelerators = {"cpu": processor, "gpu": gpu | processor, "gpu-only": gpu}[where]
     options = Options(accelerators, cpu_options=CpuOptions(num_threads=1), gpu_options=GpuOptions(enforce_f32=True))
     loaded = CompiledModel.from_file(model, options=options)
     names = loaded.get_signature_list()[signature]

@@ -358,8 +358,8 @@ class _Operators:
         if not self.form.integer or x.steps is None:
             return self._use(x), None
         steps = x.steps
-        # Rounded to uint8 first, as every activation, and then the same steps as int8: a product whose answer is of another type
-        # than its input is none of integers, neither to ONNX Runtime nor to QNN.
+        # Rounded to uint8 first, as every activation, and then to the same steps in int8: a product whose answer is of another
+        # type than its input is none of integers to QNN.
         return self._quantize(self._use(x), steps, signed=True), steps
 
     # Integers

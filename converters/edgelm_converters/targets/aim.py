@@ -61,8 +61,8 @@ def refuse_model(target: Target, spec: TransformerSpec | None, reason: str | Non
     if spec is None:
         if target.recognised_only:
             raise RecipeError(
-                f"--for {target.name} is for models that edgelm recognises, whose every operator it chooses, and this one would "
-                f"be traced ({reason}): convert it without --for."
+                f"--for {target.name} is for models that edgelm recognises, whose every operator it chooses, and this one "
+                f"would be traced ({reason}): convert it without --for."
             )
     elif target.encoders_only and (spec.generates or spec.translates):
         raise RecipeError(

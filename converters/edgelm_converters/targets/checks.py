@@ -41,8 +41,8 @@ def check_file(target: Target, path: Path) -> tuple[str, ...]:
         lacks = runtime_lacks(path)
         if lacks:
             raise ConversionError(
-                f"tflite-runtime 2.14 does not open the file, for it lacks {', '.join(lacks)}: use ai-edge-litert on the device, "
-                "or a model that edgelm recognises."
+                f"tflite-runtime 2.14 does not open the file, for it lacks {', '.join(lacks)}: use ai-edge-litert on the "
+                "device, or a model that edgelm recognises."
             )
     return ()
 
@@ -128,8 +128,8 @@ def edgetpu_notes(path: Path) -> tuple[str, ...]:
 
 def _said(record: CompilerRecord) -> str:
     return (
-        f"Edge TPU, by its compiler {record.version}: {record.mapped_operators} operators map, {record.cpu_operators} stay on the "
-        "processor."
+        f"Edge TPU, by its compiler {record.version}: {record.mapped_operators} operators map, {record.cpu_operators} stay on "
+        "the processor."
     )
 
 

@@ -95,7 +95,7 @@ TARGETS: Mapping[str, Target] = {
 
 # Names that people use. No other runtime than tflite-runtime has a wheel for 32-bit Arm.
 _ALIASES = {"raspberry-pi-4": "raspberry-pi-4b", "raspberry-pi-32-bit": "tflite-runtime"}
-_FORMATS: Mapping[str, Format] = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
+_FORMATS: dict[str, Format] = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
 _32_BIT = ("armv6l", "armv7l", "armv8l")
 
 
@@ -138,5 +138,5 @@ def _of_profile(profile: DeviceProfile) -> Target:
             f"The device profile '{profile.name}' is of a 32-bit processor, for which {' and '.join(runtimes)} have no wheel: "
             "use tflite-runtime there, and --for tflite-runtime here."
         )
-    formats = tuple(dict.fromkeys(_FORMATS[runtime] for runtime in runtimes))
+    formats: tuple[Format, ...] = tuple(dict.fromkeys(_FORMATS[runtime] for runtime in runtimes))
     return Target(profile.name, formats=None if len(formats) > 1 else formats)
