@@ -14,15 +14,17 @@ _STORIES = REPOSITORY / "examples" / "stories"
 
 
 @pytest.fixture(scope="session")
-def intents(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the example classifier's bundle of a recipe, made once."""
+def intents(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the example classifier's bundle of a recipe, and of a target if one is given, made once."""
     folder = tmp_path_factory.mktemp("intents")
 
-    def make(recipe: str) -> Path:
-        bundle = folder / f"intents-{recipe}.edgelm"
+    def make(recipe: str, target: str | None = None) -> Path:
+        bundle = folder / f"intents-{recipe}-{target}.edgelm"
         if not bundle.is_dir():
             options = ["--custom-objects", _INTENTS / "model.py", "--tokenizer", _INTENTS / "tokenizer.json"]
             options += ["--labels", _INTENTS / "labels.txt"]
+            if target is not None:
+                options += ["--for", target, "--sequence-length", "16"]
             if recipe.startswith("static"):
                 # Enough for the ranges; all 10,000 questions would take minutes, and the recipe is not what is tested here.
                 some = folder / "some.csv"

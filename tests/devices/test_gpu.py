@@ -115,6 +115,43 @@ def test_a_constant_of_a_higher_rank_is_added_wrongly_and_silently(tmp_path: Pat
     assert errors[2] > 1.0
 
 
+def test_a_flat_constant_is_added_wrongly_and_silently(tmp_path: Path) -> None:
+    """A file of one length had its positions so. If this fails the fault was mended, and `Store.plus_rows` is not needed."""
+    draw = np.random.default_rng(0)
+    given, constant = (draw.standard_normal((16, 32)).astype(np.float32) for _ in range(2))
+    errors = {}
+    for shape in ((16, 32), (1, 16, 32)):
+        tensors = [Tensor("float32", shape, name="x"), Tensor("float32", shape, 1), Tensor("float32", shape, name="y")]
+        operators = [Operator("ADD", 1, (0, 1), (2,))]
+        model = Model("one operator", [None, Data(constant.nbytes, lambda: constant)])
+        model.subgraphs.append(Subgraph("serve", tensors, operators, [0], [2]))
+        write_model(model, tmp_path / "sum.tflite")
+        np.savez(tmp_path / "inputs.npz", x=given.reshape(shape))
+        done = _run(
+            "on_gpu.py", tmp_path / "sum.tflite", "serve", tmp_path / "inputs.npz", tmp_path / "y.npz", "gpu-only"
+        )
+        errors[len(shape)] = float(
+            np.abs(_arrays(done, tmp_path / "y.npz")["y"].reshape(16, 32) - given - constant).max()
+        )
+    # Two float32 sums of numbers below 8 are exact to half a step of 2**-21 each.
+    assert errors[3] <= 2**-21
+    assert errors[2] > 1.0
+
+
+def test_a_file_made_for_a_gpu_runs_there_whole(intents: Callable[..., Path], question: Path, tmp_path: Path) -> None:
+    """Without the processor to fall back on, an operator that the accelerator leaves is an error: the lookup is there too."""
+    bundle = intents("fp32", "gpu")
+    found = {}
+    for where in ("cpu", "gpu-only"):
+        output = tmp_path / f"{where}.npz"
+        found[where] = _arrays(
+            _run("on_gpu.py", bundle / "model.tflite", f"serve_{_LENGTH}", question, output, where), output
+        )
+    for name, value in found["cpu"].items():
+        np.testing.assert_allclose(found["gpu-only"][name], value, rtol=0, atol=_bound(bundle, "tflite"))
+    assert _faults(bundle / "model.tflite") == []
+
+
 def test_a_matrix_times_itself_ends_the_process(tmp_path: Path) -> None:
     """If this fails the fault was mended."""
     matrix = np.eye(8, dtype=np.float32)[None]
@@ -149,6 +186,11 @@ def _faults(path: Path) -> list[str]:
             tensors = [tensor for tensor in operation.inputs if tensor is not None]
             if operation.name in _ELEMENTWISE and len({len(tensor.shape) for tensor in tensors}) > 1:
                 found.append(f"{graph.name} {index} {operation.name}: ranks differ")
+            if operation.name in _ELEMENTWISE and any(
+                tensor.constant_bytes is not None and len(tensor.shape) == 2 and tensor.shape[0] > 1
+                for tensor in tensors
+            ):
+                found.append(f"{graph.name} {index} {operation.name}: a flat constant")
             if operation.name == "BATCH_MATMUL" and tensors[0] is tensors[1]:
                 found.append(f"{graph.name} {index} BATCH_MATMUL: twice the same")
     return found

@@ -1,8 +1,9 @@
 """Our static int8 ONNX file on a Hexagon NPU: Qualcomm's emulator of the HTP, x86-64, through ONNX Runtime's QNN plugin.
 
 The emulator computes what the chip computes, and takes seconds for what takes the chip milliseconds: *executed*, never timed.
-The lookup of the embedding and the last conversion to float32 stay on the processor, so the file is cut between them: what is
-between has to run on the HTP without an exception, which only a run with the fallback disabled proves.
+Of the form for processors the lookup of the embedding and the last conversion to float32 stay on the processor, so the file is
+cut between them: what is between has to run on the HTP without an exception, which only a run with the fallback disabled
+proves. A file that is made for the NPU (``--for npu-qnn``) has to run there whole.
 """
 
 from __future__ import annotations
@@ -94,10 +95,27 @@ def test_the_compiled_context_gives_the_same_answer(parts: _Parts, tmp_path: Pat
     np.testing.assert_array_equal(_logits(tmp_path / "again.npz", 1.0), _logits(tmp_path / "qnn.npz", 1.0))
 
 
-def test_the_whole_file_is_refused_without_a_fallback_as_it_looks_tokens_up(
+def test_the_htp_runs_a_file_made_for_it_whole(intents: Callable[..., Path], tmp_path: Path) -> None:
+    """From ids to the answer in int8, with the processor as fallback disabled."""
+    model = intents("static_wi8_ai8", "npu-qnn") / "model.onnx"
+    ids = np.random.default_rng(0).integers(5, 1000, (1, _LENGTH)).astype(np.int32)
+    np.savez(tmp_path / "ids.npz", token_ids=ids)
+    found = {}
+    for where in ("cpu", "qnn"):
+        done = _run(model, tmp_path / "ids.npz", tmp_path / f"{where}.npz", where)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[where] = _logits(tmp_path / f"{where}.npz", 1.0)
+    assert "QNNExecutionProvider" in done.stdout
+    assert found["qnn"].argmax() == found["cpu"].argmax()
+    # As above: steps that add up like a random walk, of which twice the deviation is allowed.
+    roundings = sum(node.op_type == "QuantizeLinear" for node in onnx.load(model).graph.node)
+    np.testing.assert_allclose(found["qnn"], found["cpu"], rtol=0, atol=2 * np.sqrt(roundings))
+
+
+def test_the_processors_form_is_refused_without_a_fallback_as_it_looks_tokens_up(
     intents: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """If this fails, the embedding's lookup runs on the HTP, and the file needs no cut any more."""
+    """If this fails, the lookup of rows with a scale each runs on the HTP, and the form for accelerators is needed less."""
     ids = np.random.default_rng(0).integers(5, 1000, (1, _LENGTH)).astype(np.int32)
     np.savez(tmp_path / "ids.npz", token_ids=ids)
     done = _run(intents("static_wi8_ai8") / "model.onnx", tmp_path / "ids.npz", tmp_path / "out.npz", "qnn")
