@@ -15,11 +15,11 @@ from edgelm_converters.frameworks import require
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PairScores", "bleu", "greedy_by_keras", "greedy_by_program"]
+    from edgelm_converters.seq2seq_reference import PairScores
+
+__all__ = ["bleu", "greedy_by_keras", "greedy_by_program", "packed_sources"]
 
 Tick = Callable[[int, int], None]
-# (sources (B, S) or frames (B, S, M), lengths (B,), target ids (B, n)) -> the scores of each next token (B, n, V)
-PairScores = Callable[[NDArray[Any], NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
 
 _BATCH = 32
 

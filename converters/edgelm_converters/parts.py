@@ -1,7 +1,8 @@
 """The parts of a model that a recipe can store in more bits than the others.
 
 A layer has four: the projections into its attention (query, key and value, which the artifacts compute as one product), the
-one out of it, and the two sides of its feed-forward. Embeddings and head are one each.
+one out of it, and the two sides of its feed-forward; of a decoder that attends to a source, three more. Embeddings and head are
+one each.
 """
 
 from __future__ import annotations
@@ -49,20 +50,30 @@ def parts_of(spec: TransformerSpec) -> tuple[Part, ...]:
 
 
 def _pieces(spec: TransformerSpec) -> Iterator[tuple[str, list[Float32]]]:
-    embeddings = spec.embeddings
-    tables = (embeddings.token, embeddings.position, embeddings.segment)
-    yield "embeddings", [table for table in tables if table is not None] + _kernels(embeddings.projection)
+    yield "embeddings", _tables(spec.embeddings)
+    if spec.source is not None and spec.source.embeddings is not None:
+        yield "source", _tables(spec.source.embeddings)
     for stack, layers in (("encoder", spec.encoder.layers), ("decoder", spec.decoder.layers)):
         for number, layer in enumerate(layers):
             attention, block = layer.attention, layer.feed_forward
             yield f"{stack}.{number}.attention.in", _kernels(attention.query, attention.key, attention.value)
             yield f"{stack}.{number}.attention.out", _kernels(attention.output)
+            if layer.cross_attention is not None:
+                cross = layer.cross_attention
+                yield f"{stack}.{number}.cross_attention.query", _kernels(cross.query)
+                yield f"{stack}.{number}.cross_attention.source", _kernels(cross.key, cross.value)
+                yield f"{stack}.{number}.cross_attention.out", _kernels(cross.output)
             yield f"{stack}.{number}.feed_forward.up", _kernels(block.up, block.gate)
             yield f"{stack}.{number}.feed_forward.down", _kernels(block.down)
     head = _kernels(*(layer.linear for layer in spec.head.layers))
     if spec.head.tokens is not None:
         head += [spec.head.tokens.table, *_kernels(spec.head.tokens.mixing)]
     yield "head", head
+
+
+def _tables(embeddings: Embeddings) -> list[Float32]:
+    tables = (embeddings.token, embeddings.position, embeddings.segment)
+    return [table for table in tables if table is not None] + _kernels(embeddings.projection)
 
 
 def _kernels(*linears: Linear | None) -> list[Float32]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgelm_runtimes.seq2seq_program import Seq2SeqProgram
 
 from edgelm.bundle import FORMAT, SCHEMA_VERSION, Manifest, TokenizerRecord, write_golden
 from edgelm.bundle.manifest import Format
 from edgelm.errors import ConversionError, InputError, RecipeError
-from edgelm_converters.bleu import PairScores, bleu, greedy_by_keras, greedy_by_program
+from edgelm_converters.bleu import bleu, greedy_by_keras, greedy_by_program
 from edgelm_converters.data import Dataset, read_dataset, thin
 from edgelm_converters.families import Recognition
 from edgelm_converters.records import model_record, tool_versions
@@ -24,6 +25,9 @@ from edgelm_converters.translation import TranslationModel, choose_lengths, tran
 from edgelm_converters.translation_artifact import TranslationJudge, make_translation_artifacts
 from edgelm_converters.translation_file import TRANSLATION_TARGETS
 from edgelm_converters.translation_pairs import make_pairs, pair_golden, source_ids
+
+if TYPE_CHECKING:
+    from edgelm_converters.seq2seq_reference import PairScores
 
 __all__ = ["make_translation_model"]
 

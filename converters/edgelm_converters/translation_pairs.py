@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import GoldenCase
 from edgelm.errors import InputError
-from edgelm_converters.bleu import PairScores, greedy_by_keras, packed_sources
+from edgelm_converters.bleu import greedy_by_keras, packed_sources
 from edgelm_converters.data import Dataset, thin
 from edgelm_converters.pair_parity import Pairs
 from edgelm_converters.translation import TranslationModel
+
+if TYPE_CHECKING:
+    from edgelm_converters.seq2seq_reference import PairScores
 
 __all__ = ["make_pairs", "pair_golden", "source_ids"]
 

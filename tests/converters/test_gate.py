@@ -10,7 +10,7 @@ from edgelm_converters import recipes
 from edgelm_converters.gate import Gate, Trial, climb, lost, make_gate, rank
 from edgelm_converters.parts import parts_of, widen
 from edgelm_converters.spec import TransformerSpec, parameters
-from spec_factory import random_decoder, random_spec
+from spec_factory import random_decoder, random_seq2seq, random_spec
 
 from edgelm.bundle import GateRecord
 from edgelm.errors import ParityError, RecipeError
@@ -42,7 +42,8 @@ def _bits(spec: TransformerSpec) -> dict[str, int]:
 
 class TestParts:
     def test_every_matrix_that_integers_are_worth_for_is_in_one_part(self) -> None:
-        for spec in (_encoder(), random_decoder(layers=2, width=64, vocabulary=160)):
+        pair = random_seq2seq(layers=1, encoder_layers=1, width=64, vocabulary=160, source_vocabulary=96)
+        for spec in (_encoder(), random_decoder(layers=2, width=64, vocabulary=160), pair):
             held = [array for part in parts_of(spec) for array in part.arrays]
             assert len(held) == len(set(held))
             wanted = {id(array) for _, array in parameters(spec) if array.ndim == 2 and array.size >= 4096}
@@ -68,6 +69,15 @@ class TestParts:
         pairs = zip(parameters(widened), parameters(spec), strict=True)
         assert all(mine is theirs for (_, mine), (_, theirs) in pairs)
         assert widened.encoder.layers[1].feed_forward.down.least_bits == 16
+
+    def test_what_attends_to_a_source_is_widened_by_itself(self) -> None:
+        spec = random_seq2seq(layers=1, encoder_layers=1, width=64, vocabulary=160, source_vocabulary=96)
+        widened = widen(spec, {"decoder.0.cross_attention.source": 16, "source": 16})
+        bits = _bits(widened)
+        assert {name for name, count in bits.items() if count == 16} == {"decoder.0.cross_attention.source", "source"}
+        assert widened.source is not None
+        assert widened.source.embeddings is not None
+        assert widened.source.embeddings.least_bits == 16
 
     def test_an_unknown_part_is_a_mistake(self) -> None:
         with pytest.raises(KeyError):

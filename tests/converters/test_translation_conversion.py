@@ -18,6 +18,7 @@ pytest.importorskip("keras_hub")
 pytestmark = pytest.mark.needs_tensorflow
 
 from seq2seq_models import LENGTH, TARGET, make_hub  # noqa: E402 - Keras is imported by it
+from spec_factory import random_seq2seq  # noqa: E402
 
 _BEGIN, _END = "<s>", "</s>"
 
@@ -148,3 +149,17 @@ def test_a_tokenizer_that_does_not_say_where_an_answer_begins_is_refused(tmp_pat
     model = make_hub("Whisper", max_encoder_sequence_length=200, num_mels=20)
     with pytest.raises(TokenizerError, match="give its tokenizer with --tokenizer"):
         edgelm.convert(model, tmp_path / "a.edgelm", to=["tflite"])
+
+
+def test_what_makes_models_of_one_stack_smaller_refuses_two() -> None:
+    from edgelm_converters.compress.pruning import Pruning, prune
+    from edgelm_converters.compress.vocabulary import trim_vocabulary
+    from edgelm_converters.keras_model import build_keras_model
+
+    spec = random_seq2seq(layers=1, encoder_layers=1)
+    with pytest.raises(ModelError, match="models of one stack"):
+        build_keras_model(spec)
+    with pytest.raises(RecipeError, match="an encoder and a decoder"):
+        prune(spec, Pruning.parse("heads=0.5"), None, lambda step, done, total: None, pad_id=0)
+    with pytest.raises(RecipeError, match="a vocabulary for its source"):
+        trim_vocabulary(spec, Tokenizer(models.WordLevel({"a": 0})), ["a"])

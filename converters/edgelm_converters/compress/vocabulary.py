@@ -82,11 +82,16 @@ def trim_vocabulary(
 
     Raises:
         InputError: There are no texts.
-        RecipeError: `limit` is less than what has to stay, or an id in `keep` is not the model's.
+        RecipeError: `limit` is less than what has to stay, an id in `keep` is not the model's, or the model is an
+            encoder-decoder.
         TokenizerError: The tokenizer has ids that the model lacks, or something whose ids are not known here.
     """
     if not texts:
         raise InputError("The corpus has no texts: a vocabulary is trimmed to what texts need.")
+    if spec.translates:
+        raise RecipeError(
+            f"'{spec.name}' has a vocabulary for its source and one for its answers: neither is trimmed yet."
+        )
     size = spec.vocabulary_size
     strange = [index for index in keep if not 0 <= index < size]
     if strange:

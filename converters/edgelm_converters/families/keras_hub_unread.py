@@ -8,7 +8,7 @@ from edgelm_converters.families.keras_hub_layers import PACKAGES
 
 __all__ = ["unread_part"]
 
-_KNOWN = "GPT-2, Llama, Mistral, Gemma, Gemma 3, Qwen 2.5, Qwen 3 or Phi-3"
+_KNOWN = "GPT-2, Llama, Mistral, Gemma, Gemma 3, Qwen 2.5, Qwen 3, Phi-3, T5, BART or Whisper"
 
 
 def unread_part(model: Any) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgelm.errors import ModelError
 from edgelm_converters.frameworks import import_keras
 from edgelm_converters.keras_model.structure import flatten
 from edgelm_converters.spec import TransformerSpec
@@ -28,8 +29,14 @@ def build_keras_model(spec: TransformerSpec, *, tokenizer: str | None = None) ->
         tokenizer: The JSON of a tokenizer that travels with the model.
 
     Raises:
-        ModelError: It was prepared for few bits (`edgelm_converters.prepare`), and is no model to train.
+        ModelError: It was prepared for few bits (`edgelm_converters.prepare`), and is no model to train; or it is an
+            encoder-decoder.
     """
+    if spec.translates:
+        raise ModelError(
+            f"'{spec.name}' has an encoder and a decoder, and edgelm builds models of one stack: it cannot be pruned, "
+            "trimmed or distilled yet; train it smaller in Keras."
+        )
     keras = import_keras()
     from edgelm_converters.keras_model.layer import Transformer
 
