@@ -178,11 +178,13 @@ def place(model: str, target: str, folder: Path) -> Placement:
             )
         cases = read_golden(bundle.path(bundle.manifest.golden))
         tokenizer = bundle.manifest.tokenizer
-        error, reference, taken = 0.0, 0.0, None
+        error, reference, total = 0.0, 0.0, sum(artifact.operators.values())
+        taken: int | None = total
         for number in np.unique(np.linspace(0, len(cases) - 1, CASES).astype(int)):
             case, signature = cases[number], artifact.signatures[-1]
             work = Path(tempfile.mkdtemp(dir=folder))
-            np.savez(work / "in.npz", **feed.fill(signature, case.inputs, tokenizer.pad_id if tokenizer else 0))
+            given: dict[str, Any] = feed.fill(signature, case.inputs, tokenizer.pad_id if tokenizer else 0)
+            np.savez(work / "in.npz", **given)
             drive = on_gpu if target == "gpu" else on_npu
             taken, said = drive(file, artifact, work / "in.npz", work / "out.npz")
             if taken is None:
@@ -192,7 +194,6 @@ def place(model: str, target: str, folder: Path) -> Placement:
                 for port in signature.outputs:
                     error = max(error, float(np.abs(real(found[port.name], port) - case.outputs[port.name]).max()))
                     reference = max(reference, float(np.abs(case.outputs[port.name]).max()))
-    total = sum(artifact.operators.values())
     verdict = "whole" if taken == total else f"{total - taken} operators stay on the processor"
     verdict += "" if error <= parity.bound else ", and its answers leave the bound"
     return Placement(model, target, recipe, evidence, taken, total, error, reference, parity.bound, verdict)

@@ -141,7 +141,7 @@ def _aim_notes(request: Request, lengths: Lengths, artifacts: Sequence[Artifact]
     """
     if request.aimed is None:
         return ()
-    formats = tuple(artifact.format for artifact in artifacts)
+    formats: tuple[Format, ...] = tuple(artifact.format for artifact in artifacts)
     notes = [aim_note(request.aimed, request.chain, formats, lengths)]
     for artifact in artifacts:
         if artifact.format == "tflite":

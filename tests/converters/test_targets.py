@@ -21,7 +21,11 @@ from spec_factory import random_decoder, random_inputs, random_spec
 
 from edgelm.errors import ConversionError, ProfileError, RecipeError
 
-_WIDE = {"width": 128, "feed_forward": 256, "vocabulary": 1000}  # wide enough for a recipe to store it in less
+_WIDE: dict[str, Any] = {
+    "width": 128,
+    "feed_forward": 256,
+    "vocabulary": 1000,
+}  # wide enough for a recipe to store it in less
 
 
 def _chain(recipe: str) -> Chain:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tempfile
 import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -85,20 +84,13 @@ def _is_flat_table(tensor: TensorFacts) -> bool:
 
 def gpu_notes(path: Path) -> tuple[str, ...]:
     """Return what of a file stays on the processor beside a GPU: what turns float16 weights into float32."""
-    counts = Counter(
-        operation.name
-        for graph in read_graphs(path)
-        for operation in graph.operations
-        if operation.name in ("DEQUANTIZE", "BITCAST") or any(_is_int16(tensor) for tensor in operation.outputs)
-    )
-    if not counts:
+    count = sum(operation.name == "DEQUANTIZE" for graph in read_graphs(path) for operation in graph.operations)
+    if not count:
         return ()
-    listed = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return (f"On the processor beside the GPU: {listed}, of float16 weights; fp32 leaves nothing there.",)
-
-
-def _is_int16(tensor: TensorFacts) -> bool:
-    return tensor.dtype == "int16"
+    return (
+        f"The processor turns float16 weights into float32 beside the GPU, {count} DEQUANTIZE, and keeps what comes before "
+        "them; fp32 leaves it nothing.",
+    )
 
 
 def edgetpu_notes(path: Path) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ TARGETS: Mapping[str, Target] = {
             "gpu",
             formats=("tflite",),
             recipes=("fp32", "fp16"),
-            reason="LiteRT's GPU accelerator computes in floats, and with int8 weights wrongly or not at all",
+            reason="LiteRT's GPU accelerator computes wrongly with int8 weights, or leaves their lookup to the processor",
             one_length=True,
             encoders_only=True,
             recognised_only=True,
