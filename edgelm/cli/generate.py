@@ -53,6 +53,9 @@ _OPTIONS = {
     "window": click.option(
         "--window", type=_window, metavar="keep_start|keep_end|N", help="What to keep of what is too long, beside its end."
     ),
+    "inexact": click.option(
+        "--inexact", is_flag=True, default=None, help="Guess also where near ties may go otherwise (int8, int4 in ONNX)."
+    ),
     "speculate": click.option(
         "--speculate", metavar="off|prompt-lookup|BUNDLE", help="Guess tokens ahead, from the text or a smaller model."
     ),

@@ -51,8 +51,10 @@ class GenerateOptions(TypedDict, total=False):
             answer that reaches the end then goes on from half of the context, which is computed anew; the result says so.
         speculate: ``off``; ``prompt-lookup``, which guesses that the answer goes on as the text did before; or a session
             with a smaller model and the same tokenizer, which guesses. Guesses are checked together in one step, so that
-            the answer is as likely as without them, and the same one where the likeliest tokens are taken; but for near ties,
-            which a runtime may decide otherwise where it computes several tokens at once.
+            the answer is as likely as without them, and the same one where the likeliest tokens are taken. Where a runtime
+            cannot keep the same tokens, it is refused, but for `inexact`.
+        inexact: Guess also where the likeliest tokens may become others at near ties: with integer arithmetic in ONNX
+            Runtime (`edgelm_runtimes.near_ties` has figures).
     """
 
     max_new_tokens: int | None
@@ -66,6 +68,7 @@ class GenerateOptions(TypedDict, total=False):
     deadline_ms: float | None
     window: Window | None
     speculate: Speculate | DraftSession | None
+    inexact: bool | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class GenerationSettings:
         stops: None of them empty.
         deadline_s: Seconds from the call on; None for no deadline.
         kept: Tokens that a window keeps from the start; None where there is no window.
+        inexact: Whether guesses may change greedy tokens.
     """
 
     max_new_tokens: int
@@ -85,6 +89,7 @@ class GenerationSettings:
     stops: tuple[str, ...]
     deadline_s: float | None
     kept: int | None
+    inexact: bool
 
 
 def resolve(
@@ -101,6 +106,7 @@ def resolve(
     seed: int | None = None,
     deadline_ms: float | None = None,
     window: Window | None = None,
+    inexact: bool | None = None,
 ) -> GenerationSettings:
     """Check the arguments of an answer, and fill in what the bundle recommends. See `GenerateOptions`.
 
@@ -133,7 +139,7 @@ def resolve(
     )
     has_start = record.start_id is not None
     kept = None if window is None else kept_from_start(window, context_length, has_start=has_start)
-    return GenerationSettings(count, sampling, _stops(stop), deadline_ms and deadline_ms / 1e3, kept)
+    return GenerationSettings(count, sampling, _stops(stop), deadline_ms and deadline_ms / 1e3, kept, bool(inexact))
 
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class LanguageModel:
             for signature in artifact.signatures
             if signature.kind == "prefill" and signature.sequence_length is not None
         ]
+        self._keeps_tokens = not (program.facts.runtime == "onnx" and bundle.manifest.recipe.startswith("dynamic_"))
         self.engine = Engine(
             sequence=CachedSequence(program, clock),
             turns=Turns(),
@@ -145,7 +146,7 @@ class LanguageModel:
             stop_ids=frozenset(self._record.stop_ids),
             text=text,
             tokenize_s=self._clock() - began,
-            guess=self._guess(speculate),
+            guess=self._guess(speculate, settings),
         )
         return Generation(Decoding(self.engine, request))
 
@@ -161,9 +162,16 @@ class LanguageModel:
             )
         return fit(ids, length - min(settings.max_new_tokens - 1, length // 4), settings.kept)
 
-    def _guess(self, speculate: str | LanguageModel | None) -> PromptLookup | Engine | None:
+    def _guess(
+        self, speculate: str | LanguageModel | None, settings: GenerationSettings
+    ) -> PromptLookup | Engine | None:
         if speculate is None or speculate == "off":
             return None
+        if not (self._keeps_tokens or settings.inexact) and settings.sampling.certain:
+            raise InputError(
+                "Guessing may change the likeliest tokens here: integers in ONNX Runtime are rounded otherwise where several "
+                "tokens are computed at once. Use runtime='litert', or allow it with inexact=True (--inexact)."
+            )
         if speculate == "prompt-lookup":
             return PromptLookup()
         if not isinstance(speculate, LanguageModel):

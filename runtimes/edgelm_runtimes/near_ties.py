@@ -17,8 +17,8 @@ ONNX Runtime 1.32, int8       2e-5, or up to 0.4    3, 4
 In ONNX Runtime it is `GroupQueryAttention` that gives other bits for one row than for two and more (those agree), and products
 of 4 bits do. Under integers that is not the end: now and then an activation falls to the other side of a step, all that follow
 on it are rounded otherwise, and every score after it moves by what 8 bits cost. Ties as wide as that are a fifth of all tokens:
-settling them took longer than decoding without guesses, and answers parted all the same. So integers in ONNX Runtime promise an
-answer that is as good, and not the same one.
+settling them took longer than decoding without guesses, and answers parted all the same. So with integers in ONNX Runtime
+guessing is refused where the likeliest tokens are taken, unless it was allowed to part (`inexact`).
 
 ``V`` is the number of scores.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from bundle_factory import make_generating_bundle
 from edgelm_runtimes import Session
 from edgelm_runtimes.adapters.fake_causal import FakeCausalProgram
 from edgelm_runtimes.near_ties import NearTies
-from edgelm_runtimes.program import Logits
+from edgelm_runtimes.program import Logits, ProgramFacts
 from edgelm_runtimes.sampling import Sampling
 from edgelm_runtimes.speculation import Draft
 from test_generation import SIZE
 
 from edgelm.bundle import open_bundle
+from edgelm.errors import InputError
 
 EPSILON = 1e-3  # how far the scores of several positions lie from those of one
 CONTEXT = 64
@@ -121,3 +123,32 @@ class TestNearTies:
         seen = np.array([True, False, False])
         assert ties.first(rows, Draft(), Sampling(repetition_penalty=2.0), None) is None
         assert ties.first(rows, Draft(), Sampling(repetition_penalty=2.0), seen) == 0
+
+
+class RoundingProgram(UnevenProgram):
+    """Says that it is ONNX Runtime."""
+
+    @property
+    def facts(self) -> ProgramFacts:
+        return dataclasses.replace(super().facts, runtime="onnx")
+
+
+def open_rounding(folder: Path, recipe: str) -> Session:
+    bundle = open_bundle(make_generating_bundle(folder, name=recipe, context_length=CONTEXT))
+    bundle.manifest = dataclasses.replace(bundle.manifest, recipe=recipe)
+    return Session(bundle, bundle.manifest.artifacts[0], RoundingProgram(SIZE, CONTEXT, scores=scores(0)))
+
+
+def test_guessing_is_refused_where_the_likeliest_tokens_could_become_others(tmp_path: Path) -> None:
+    prompt = [2, 3, 4, 2, 3, 5, 4, 3, 2, 2, 3]
+    with open_rounding(tmp_path, "dynamic_wi8_afp32") as session:
+        certain: tuple[Any, ...] = ({}, {"temperature": 0.7, "top_k": 1})
+        for options in certain:
+            with pytest.raises(InputError, match="may change the likeliest tokens here"):
+                session.generate(prompt, speculate="prompt-lookup", **options)
+        allowed: tuple[Any, ...] = ({"inexact": True}, {"temperature": 0.7})
+        for options in allowed:
+            assert session.generate(prompt, max_new_tokens=5, speculate="prompt-lookup", **options).finish().ids
+        assert session.generate(prompt, max_new_tokens=5).finish().ids
+    with open_rounding(tmp_path, "fp32") as session:
+        assert session.generate(prompt, max_new_tokens=5, speculate="prompt-lookup").finish().ids
