@@ -43,7 +43,7 @@ $(VENV)-tflite/ready: pyproject.toml
 
 test-tflite:
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) $(VENV)-tflite/ready && \
-	  $(VENV)-tflite/bin/python -m pytest -q tests/runtimes/test_contract.py tests/runtimes/test_verify.py; \
+	  $(VENV)-tflite/bin/python -m pytest -q tests/runtimes/test_contract.py tests/runtimes/test_device.py tests/runtimes/test_verify.py; \
 	else echo "Skipped: tflite-runtime has no wheel for $$($(PYTHON) --version)"; fi
 
 # Raspberry Pis in QEMU, the GPU paths on a Vulkan driver in software, Qualcomm's NPU on its emulator.

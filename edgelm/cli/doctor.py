@@ -21,6 +21,7 @@ __all__ = ["doctor"]
 def doctor(as_json: bool) -> None:
     """Say what can run here and be measured: the machine, its profile, runtimes, energy meters, and how to get more."""
     from edgelm_device_profiles import detect as detect_device
+    from edgelm_runtimes.device import device_states
     from edgelm_runtimes.machine import machine_facts
     from edgelm_runtimes.registry import available
 
@@ -30,8 +31,15 @@ def doctor(as_json: bool) -> None:
     if as_json:
         runtimes = [asdict(state) for state in states]
         found = [_meter(meter) for meter in meters]
+        devices = [asdict(state) for state in device_states()]
         print_json(
-            {"machine": facts.to_dict(), "detection": detection.to_dict(), "runtimes": runtimes, "meters": found}
+            {
+                "machine": facts.to_dict(),
+                "detection": detection.to_dict(),
+                "runtimes": runtimes,
+                "devices": devices,
+                "meters": found,
+            }
         )
         return
     usable = f", {len(facts.usable_cores)} of them for this process" if facts.usable_cores is not None else ""
@@ -44,6 +52,8 @@ def doctor(as_json: bool) -> None:
     )
     click.echo("\nruntimes")
     table([(f"  {s.runtime}", f"usable, {s.version}" if s.usable else f"not usable: {s.advice}") for s in states])
+    click.echo("\ndevices")
+    table([(f"  {s.device}", f"{'ready' if s.ready else 'not ready'}: {s.why}") for s in device_states()])
     click.echo("\nenergy meters")
     _print_meters(meters)
 

@@ -12,6 +12,7 @@ from edgelm.bundle import GateRecord, Manifest, open_bundle
 from edgelm.bundle import pack as pack_bundle
 from edgelm.cli.describe import artifact_rows, manifest_rows, verify_rows
 from edgelm.cli.output import json_option, print_json, table
+from edgelm.cli.placement import SHARE, show_placement
 from edgelm.errors import InputError, IntegrityError
 from edgelm.report.ranking import kept_parts, ranking_rows, ranking_svg
 
@@ -25,9 +26,31 @@ _FILE = click.Path(path_type=Path)
 @click.option("--sensitivity", is_flag=True, help="Rank the parts of the model by what compressing each alone costs.")
 @click.option("-o", "--output", type=_FILE, help="With --sensitivity: write the ranking as a picture, NAME.svg.")
 @click.option("--force", is_flag=True, help="Replace a picture that exists.")
+@click.option("--device", help="Show what runs there: gpu, edgetpu, edgetpu:usb:0 or delegate:LIBRARY.")
+@click.option("--runtime", help="With --device: litert or tflite.")
+@click.option(
+    "--require-placement", "required", type=SHARE, help="With --device: fail where less runs there, such as 95%."
+)
 @json_option
-def inspect(bundle: Path, sensitivity: bool, output: Path | None, force: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds, how it was made and what that cost. Every file's checksum is checked."""
+def inspect(
+    bundle: Path,
+    sensitivity: bool,
+    output: Path | None,
+    force: bool,
+    device: str | None,
+    runtime: str | None,
+    required: float | None,
+    as_json: bool,
+) -> None:
+    """Show what BUNDLE holds, how it was made and what that cost. Every file's checksum is checked.
+
+    With --device, show instead how many of its operators run there.
+    """
+    if device is not None:
+        show_placement(bundle, runtime, device, required, as_json=as_json)
+        return
+    if runtime is not None or required is not None:
+        raise InputError("--runtime and --require-placement are about a device: name it with --device.")
     if output is not None and not sensitivity:
         raise InputError("--output is for the picture of a ranking: give --sensitivity with it.")
     with open_bundle(bundle) as opened:
@@ -69,13 +92,16 @@ def _show_ranking(manifest: Manifest, output: Path | None, *, force: bool, as_js
 @click.command()
 @click.argument("bundle", type=_FILE)
 @click.option("--runtime", help="Only this runtime; all that are installed otherwise.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="cpu, gpu, edgetpu, or delegate:LIBRARY; with --runtime."
+)
 @click.option("--threads", type=click.IntRange(1, 64), help="Threads of the runtime.")
 @json_option
-def verify(bundle: Path, runtime: str | None, threads: int | None, as_json: bool) -> None:
+def verify(bundle: Path, runtime: str | None, device: str, threads: int | None, as_json: bool) -> None:
     """Check BUNDLE on this device: its files, its tokenizer and its numbers, against the golden vectors in it."""
     from edgelm_runtimes import verify as verify_bundle
 
-    report = verify_bundle(bundle, runtime=runtime, threads=threads)
+    report = verify_bundle(bundle, runtime=runtime, device=device, threads=threads)
     if as_json:
         print_json(asdict(report))
     else:

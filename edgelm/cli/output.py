@@ -26,9 +26,18 @@ def json_option(command: _Command) -> _Command:
 
 
 def runtime_options(command: _Command) -> _Command:
-    """Add ``--runtime``, ``--device`` and ``--threads``."""
+    """Add ``--runtime``, ``--device``, ``--fallback``, ``--no-verify`` and ``--threads``."""
     command = click.option("--threads", type=click.IntRange(1, 64), help="Threads of the runtime.")(command)
-    command = click.option("--device", default="cpu", show_default=True, help="Where it runs.")(command)
+    command = click.option(
+        "--no-verify", is_flag=True, help="Do not try the device before, against the golden vectors."
+    )(command)
+    command = click.option(
+        "--fallback", type=click.Choice(["error", "cpu"]), default="error", show_default=True,
+        help="What to do where the device does not take it.",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--device", default="cpu", show_default=True, help="cpu, gpu, edgetpu, edgetpu:usb:0 or delegate:LIBRARY."
+    )(command)
     return click.option("--runtime", help="litert, tflite or onnx; the first that is installed otherwise.")(command)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -49,6 +49,8 @@ def run(
     generation: dict[str, Any],
     runtime: str | None,
     device: str,
+    fallback: Literal["error", "cpu"],
+    no_verify: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,9 @@ def run(
     """
     from edgelm_runtimes import load
 
-    with load(bundle, runtime=runtime, device=device, threads=threads) as session:
+    with load(
+        bundle, runtime=runtime, device=device, threads=threads, fallback=fallback, verify=not no_verify
+    ) as session:
         _check_options(session.manifest.task)
         if session.manifest.task == "generate":
             with speculating(generation, runtime, threads) as options:

@@ -27,7 +27,7 @@ class ProgramOptions:
     """How to open a model file.
 
     Attributes:
-        device: ``cpu`` in this version.
+        device: As `edgelm_runtimes.device.parse_device` reads it.
         threads: Threads of the runtime; None lets edgelm choose (the cores that this process may use, at most 4).
     """
 
@@ -46,6 +46,7 @@ class ProgramFacts:
         threads: Threads that the runtime was given.
         delegate: What executes the operators, such as ``XNNPACK`` or ``CPUExecutionProvider``.
         notes: Anything that was not as asked.
+        placement: How many operators run where, such as ``{"edgetpu": 41, "cpu": 2}``; None where it all is one processor's.
     """
 
     runtime: str
@@ -54,6 +55,7 @@ class ProgramFacts:
     threads: int
     delegate: str
     notes: tuple[str, ...] = ()
+    placement: dict[str, int] | None = None
 
 
 class Program(Protocol):

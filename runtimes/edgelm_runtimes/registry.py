@@ -19,11 +19,11 @@ from typing import TypeVar, cast
 from edgelm.bundle import Artifact, Manifest, RuntimeRecord, Signature
 from edgelm.errors import InputError, MissingPackageError, RuntimeUnavailableError, unknown_name
 from edgelm_runtimes.adapters.shared import version
+from edgelm_runtimes.device import Kind, parse_device
 from edgelm_runtimes.program import CausalProgram, OpenCausal, OpenProgram, Program, ProgramOptions
 from edgelm_runtimes.seq2seq_program import OpenSeq2Seq, Seq2SeqProgram
 
 __all__ = [
-    "DEVICES",
     "RUNTIMES",
     "RuntimeEntry",
     "RuntimeState",
@@ -37,8 +37,6 @@ __all__ = [
     "open_seq2seq",
     "runtime_version",
 ]
-
-DEVICES = ("cpu",)
 
 Opened = TypeVar("Opened")
 
@@ -59,6 +57,7 @@ class RuntimeEntry:
         package: As it is imported; None where nothing needs to be installed.
         distribution: As it is installed.
         extra: Of edgelm, that brings it.
+        devices: Kinds of devices that its `adapter` runs on (`edgelm_runtimes.device`); the others run on the CPU alone.
         seq2seq: As `causal`, an `OpenSeq2Seq`; None where it runs no encoder-decoders.
     """
 
@@ -69,19 +68,22 @@ class RuntimeEntry:
     extra: str | None
     causal: str | None = None
     seq2seq: str | None = None
+    devices: tuple[Kind, ...] = ("cpu",)
 
 
 RUNTIMES: dict[str, RuntimeEntry] = {
     "litert": RuntimeEntry(
         "edgelm_runtimes.adapters.litert:open_program", ("tflite",), "ai_edge_litert", "ai-edge-litert", "litert",
         "edgelm_runtimes.adapters.litert_causal:open_causal", "edgelm_runtimes.adapters.litert_seq2seq:open_seq2seq",
+        ("cpu", "gpu", "edgetpu", "delegate"),
     ),
     "onnx": RuntimeEntry(
         "edgelm_runtimes.adapters.onnx:open_program", ("onnx",), "onnxruntime", "onnxruntime", "onnx",
         "edgelm_runtimes.adapters.onnx_causal:open_causal", "edgelm_runtimes.adapters.onnx_seq2seq:open_seq2seq",
     ),
     "tflite": RuntimeEntry(
-        "edgelm_runtimes.adapters.tflite:open_program", ("tflite",), "tflite_runtime", "tflite-runtime", "tflite"
+        "edgelm_runtimes.adapters.tflite:open_program", ("tflite",), "tflite_runtime", "tflite-runtime", "tflite",
+        devices=("cpu", "edgetpu", "delegate"),
     ),
     # For tests of applications: never chosen by itself, and in no bundle's list.
     "fake": RuntimeEntry(
@@ -285,9 +287,12 @@ def open_seq2seq(
 def _adapter(runtime: str, name: str, options: ProgramOptions) -> object:
     """Return an adapter's function, once all that it needs is known to be there."""
     entry = _find(runtime)
-    if options.device not in DEVICES:
+    kind = parse_device(options.device).kind
+    able = entry.devices if name == entry.adapter else ("cpu",)
+    if kind not in able:
+        what = "" if name == entry.adapter else " for models that write text"
         raise RuntimeUnavailableError(
-            f"The device '{options.device}' is not supported by this edgelm. Supported: {', '.join(DEVICES)}."
+            f"runtime '{runtime}' has no device '{options.device}'{what} in this edgelm. It has: {', '.join(able)}."
         )
     if options.threads is not None and options.threads < 1:
         raise InputError(f"A runtime needs at least 1 thread, and {options.threads} were asked for.")

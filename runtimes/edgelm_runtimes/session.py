@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -13,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.bundle import Artifact, Bundle, Manifest, Port, Signature, open_bundle
-from edgelm.errors import ExecutionError, InputError
+from edgelm.errors import ExecutionError, InputError, RuntimeUnavailableError
 from edgelm_runtimes import feed
 from edgelm_runtimes.classification import Classification, Timing, probabilities, rank
+from edgelm_runtimes.device import parse_device
 from edgelm_runtimes.generation import Generation, Translation
 from edgelm_runtimes.generation_settings import GenerateOptions
 from edgelm_runtimes.language_model import LanguageModel
 from edgelm_runtimes.live_translation import LiveTranslation
+from edgelm_runtimes.probe import probe
 from edgelm_runtimes.program import Arrays, CausalProgram, Program, ProgramFacts, ProgramOptions
 from edgelm_runtimes.registry import (
     choose_artifact,
@@ -63,13 +67,23 @@ class Session:
         program: The artifact, opened in a runtime; the session closes it. A `CausalProgram` where the bundle's task is
             ``generate``, a `Seq2SeqProgram` where it is ``translate`` or ``transcribe``, a `Program` otherwise.
         clock: Gives seconds; for tests.
+        note: What of it is otherwise than was asked; it stands among the notes of `facts`.
 
     Attributes:
         artifact: The model file that is used.
         load_s: Seconds that `load` took, None where the session was put together by hand.
     """
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, program: AnyProgram, *, clock: Clock = perf_counter) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        artifact: Artifact,
+        program: AnyProgram,
+        *,
+        clock: Clock = perf_counter,
+        note: str | None = None,
+    ) -> None:
+        self._note = note
         self.artifact = artifact
         self.load_s: float | None = None
         self._bundle = bundle
@@ -98,7 +112,8 @@ class Session:
     @property
     def facts(self) -> ProgramFacts:
         """What really runs it."""
-        return self._program.facts
+        facts = self._program.facts
+        return facts if self._note is None else dataclasses.replace(facts, notes=(*facts.notes, self._note))
 
     def encode(self, text: str) -> Encoded:
         """Return the token ids of a text: cut to the length that the model takes, but of models that generate or translate all.
@@ -434,16 +449,29 @@ class Session:
         return np.asarray(values[0], np.float32)
 
 
-def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", threads: int | None = None) -> Session:
+def load(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    fallback: Literal["error", "cpu"] = "error",
+    verify: bool = True,
+) -> Session:
     """Open a bundle and get it ready to answer.
 
     Args:
         path: A bundle: a folder or a file ``NAME.edgelm``.
         runtime: ``litert``, ``onnx`` or ``tflite``; None takes an installed one that the bundle was verified in.
-        device: ``cpu``.
+        device: ``cpu``, ``gpu``, ``edgetpu``, ``edgetpu:usb:1`` or ``delegate:LIBRARY`` (`edgelm_runtimes.device`).
         threads: Of the runtime; None takes the cores that this process may use, at most 4, and 1 for a small model.
+        fallback: What to do where the device does not take the bundle: ``error``, or ``cpu``, with a warning and a note in
+            `Session.facts`.
+        verify: Whether a device but the CPU is first tried in a process of its own, and its answers are held against the
+            bundle's golden vectors: a driver may end the process, or answer wrongly.
 
     Raises:
+        InputError: There is no such device.
         BundleError: The bundle is missing, damaged, or too new.
         RuntimeUnavailableError: No runtime is installed that can run it, or the one asked for cannot.
         MissingPackageError: The runtime asked for is not installed.
@@ -454,9 +482,9 @@ def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", t
         name = default_runtime(bundle.manifest) if runtime is None else runtime
         artifact = choose_artifact(bundle.manifest, name)
         options = ProgramOptions(device, default_threads(bundle.manifest) if threads is None else threads)
-        program = _open(bundle, artifact, name, options)
+        program, note = _open_on(bundle, artifact, name, options, fallback=fallback, verify=verify)
         try:
-            session = Session(bundle, artifact, program)
+            session = Session(bundle, artifact, program, note=note)
         except BaseException:
             program.close()
             raise
@@ -465,6 +493,27 @@ def load(path: str | Path, *, runtime: str | None = None, device: str = "cpu", t
         raise
     session.load_s = perf_counter() - start
     return session
+
+
+def _open_on(
+    bundle: Bundle, artifact: Artifact, runtime: str, options: ProgramOptions, *, fallback: str, verify: bool
+) -> tuple[AnyProgram, str | None]:
+    """Open a model file on its device, tried before; or on the CPU where it may, with a note that says so."""
+    if fallback not in ("error", "cpu"):
+        raise InputError(f"fallback is {fallback!r}, and has to be 'error' or 'cpu'.")
+    if options.device == "cpu":
+        return _open(bundle, artifact, runtime, options), None
+    parse_device(options.device)
+    try:
+        if verify:
+            probe(bundle.folder, runtime=runtime, device=options.device, threads=options.threads)
+        return _open(bundle, artifact, runtime, options), None
+    except (RuntimeUnavailableError, ExecutionError) as error:
+        if fallback == "error":
+            raise
+        note = f"asked for {options.device}, runs on the CPU: {error}"
+        warnings.warn(note, UserWarning, stacklevel=3)
+        return _open(bundle, artifact, runtime, dataclasses.replace(options, device="cpu")), note
 
 
 def _open(bundle: Bundle, artifact: Artifact, runtime: str, options: ProgramOptions) -> AnyProgram:

@@ -98,28 +98,36 @@ class VerifyReport:
     passed: bool
 
 
-def verify(path: str | Path, *, runtime: str | None = None, threads: int | None = None) -> VerifyReport:
+def verify(
+    path: str | Path, *, runtime: str | None = None, device: str = "cpu", threads: int | None = None
+) -> VerifyReport:
     """Check a bundle on this device: its files, its tokenizer, and its numbers in each runtime.
 
     Args:
         path: The bundle.
         runtime: Only this one; it has to be installed. None checks each that is.
+        device: Where it runs; another than the CPU needs `runtime`.
         threads: Of the runtime.
 
     Raises:
+        InputError: A device was given without a runtime.
         BundleError: The bundle cannot be opened, or has no golden vectors.
         RuntimeUnavailableError: The runtime asked for cannot be used, or has no file in the bundle.
     """
+    if runtime is None and device != "cpu":
+        raise InputError(f"The device '{device}' is a runtime's: say which one with --runtime.")
     with open_bundle(path) as bundle:
         cases = bundle.golden()
         if not cases:
             raise BundleError(f"The bundle '{bundle.manifest.name}' has no golden vectors: it cannot be verified.")
         tokenizer = _check_tokenizer(bundle, cases)
         if runtime is None:
-            checks = tuple(_check_or_skip(bundle, name, cases, threads) for name in _runtimes(bundle))
+            checks = tuple(
+                _check_or_skip(bundle, name, cases, ProgramOptions(threads=threads)) for name in _runtimes(bundle)
+            )
         else:
             artifact = choose_artifact(bundle.manifest, runtime)
-            checks = (_check(bundle, artifact, runtime, cases, threads),)
+            checks = (_check(bundle, artifact, runtime, cases, ProgramOptions(device, threads)),)
         states = [check.status for check in checks]
         passed = (tokenizer is None or tokenizer.passed) and "passed" in states and "failed" not in states
         return VerifyReport(bundle.manifest.name, len(bundle.manifest.files), tokenizer, checks, passed)
@@ -161,20 +169,19 @@ def _runtimes(bundle: Bundle) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in RUNTIMES]
 
 
-def _check_or_skip(bundle: Bundle, runtime: str, cases: Sequence[GoldenCase], threads: int | None) -> RuntimeCheck:
+def _check_or_skip(bundle: Bundle, runtime: str, cases: Sequence[GoldenCase], options: ProgramOptions) -> RuntimeCheck:
     try:
         artifact = choose_artifact(bundle.manifest, runtime)
     except RuntimeUnavailableError as error:
         return RuntimeCheck(runtime, "skipped", reason=str(error))
     if (advice := advice_for(runtime)) is not None:
         return RuntimeCheck(runtime, "skipped", artifact=artifact.file, reason=advice)
-    return _check(bundle, artifact, runtime, cases, threads)
+    return _check(bundle, artifact, runtime, cases, options)
 
 
 def _check(
-    bundle: Bundle, artifact: Artifact, runtime: str, cases: Sequence[GoldenCase], threads: int | None
+    bundle: Bundle, artifact: Artifact, runtime: str, cases: Sequence[GoldenCase], options: ProgramOptions
 ) -> RuntimeCheck:
-    options = ProgramOptions(threads=threads)
     file, role = bundle.path(artifact.file), _role(artifact)
     tally = _Tally()
     try:

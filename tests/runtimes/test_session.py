@@ -262,9 +262,9 @@ class TestLoad:
         [
             ({"runtime": "litret"}, RuntimeUnavailableError, "Did you mean 'litert'"),
             (
-                {"device": "gpu"},
+                {"runtime": "onnx", "device": "gpu"},
                 RuntimeUnavailableError,
-                r"The device 'gpu' is not supported by this edgelm\. Supported: cpu",
+                r"runtime 'onnx' has no device 'gpu' in this edgelm\. It has: cpu",
             ),
             ({"runtime": "tflite"}, MissingPackageError, r"pip install 'edgelm\[tflite\]'"),
         ],

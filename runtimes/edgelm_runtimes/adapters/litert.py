@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from edgelm.bundle import Signature
 from edgelm.errors import ExecutionError, RuntimeUnavailableError
+from edgelm_runtimes.adapters.delegated import open_delegated
 from edgelm_runtimes.adapters.shared import (
     as_numbers,
     check_inputs,
@@ -41,8 +42,9 @@ from edgelm_runtimes.adapters.shared import (
     unknown_signature,
     version,
 )
+from edgelm_runtimes.device import parse_device
 from edgelm_runtimes.litert_package import prepare_litert
-from edgelm_runtimes.program import Arrays, ProgramFacts, ProgramOptions
+from edgelm_runtimes.program import Arrays, Program, ProgramFacts, ProgramOptions
 
 __all__ = ["check_signature", "open_model", "open_program"]
 
@@ -121,16 +123,46 @@ class _LiteRtProgram:
         return _Buffers(index, list(zip(names["inputs"], inputs, strict=True)), inputs, described, outputs)
 
 
-def open_program(file: Path, signatures: tuple[Signature, ...], options: ProgramOptions) -> _LiteRtProgram:
+def open_program(file: Path, signatures: tuple[Signature, ...], options: ProgramOptions) -> Program:
     """Open a TFLite file.
 
     Raises:
-        RuntimeUnavailableError: LiteRT refuses it, or it is not what the manifest describes.
+        RuntimeUnavailableError: LiteRT refuses it, the device does, or it is not what the manifest describes.
     """
     threads = options.threads or 1
+    device = parse_device(options.device)
+    if device.kind in ("edgetpu", "delegate"):
+        prepare_litert()
+        from ai_edge_litert import interpreter
+
+        return open_delegated(_RUNTIME, _DISTRIBUTION, interpreter, device, file, signatures, options)
+    if device.kind == "gpu":
+        facts = ProgramFacts(_RUNTIME, version(_DISTRIBUTION), "gpu", threads, "GPU accelerator")
+        return _LiteRtProgram(_open_on_gpu(file), signatures, facts)
     model = open_model(file, threads)
     facts = ProgramFacts(_RUNTIME, version(_DISTRIBUTION), "cpu", threads, "XNNPACK")
     return _LiteRtProgram(model, signatures, facts)
+
+
+def _open_on_gpu(file: Path) -> Any:
+    """Return a `CompiledModel` whose operators are all the GPU's: LiteRT refuses a file of which one is not.
+
+    Raises:
+        RuntimeUnavailableError: There is no GPU that it can use, or the file is not taken whole.
+    """
+    prepare_litert()
+    from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator, Options
+
+    try:
+        model = CompiledModel.from_file(str(file), options=Options(HardwareAccelerator.GPU))
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeUnavailableError(
+            f"LiteRT's GPU accelerator does not take {file.name} ({first_line(error)}): it needs a driver for Vulkan, and a "
+            "file of one length with static shapes (convert --for gpu)."
+        ) from error
+    if not model.is_fully_accelerated():
+        raise RuntimeUnavailableError(f"LiteRT's GPU accelerator leaves operators of {file.name} to the processor.")
+    return model
 
 
 def open_model(file: Path, threads: int) -> Any:

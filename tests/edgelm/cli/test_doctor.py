@@ -25,7 +25,8 @@ def test_it_tells_the_machine_the_runtimes_and_the_meters() -> None:
 
 def test_its_json_has_the_same() -> None:
     result = json.loads(_doctor("--json").stdout)
-    assert set(result) == {"machine", "detection", "runtimes", "meters"}
+    assert set(result) == {"machine", "detection", "runtimes", "devices", "meters"}
+    assert [state["device"] for state in result["devices"]] == ["gpu", "edgetpu"]
     assert {meter["state"] for meter in result["meters"]} <= {"usable", "missing", "denied"}
     assert all((meter["facts"] is not None) == (meter["state"] == "usable") for meter in result["meters"])
 
