@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import threading
@@ -460,7 +461,8 @@ class TestThreads:
         def read() -> None:
             next(answer)
             if amid:
-                answer.finish()
+                with contextlib.suppress(ExecutionError):  # where it was ended between two of its steps
+                    answer.finish()
             at_work.set()
             done.wait(30)  # the thread lives on
 
