@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from edgelm.errors import InputError, ModelError
 from edgelm_converters.data import Dataset
+from edgelm_converters.distill.kinds import kind_of
 from edgelm_converters.distill.lessons import Lessons, classify_lessons, language_lessons
-from edgelm_converters.distill.teacher import kind_of
 from edgelm_converters.lengths import choose_lengths
 from edgelm_converters.reference import Reference
 from edgelm_converters.spec import TransformerSpec

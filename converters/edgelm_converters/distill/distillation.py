@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.errors import ModelError, RecipeError
 from edgelm_converters.data import Dataset, read_dataset
 from edgelm_converters.distill.course import Course, make_course
+from edgelm_converters.distill.kinds import Kind, kind_of
 from edgelm_converters.distill.lessons import inputs_of
 from edgelm_converters.distill.measure import Measured, measure
+from edgelm_converters.distill.record import Distillation
 from edgelm_converters.distill.settings import Training
 from edgelm_converters.distill.student import cut_student, layers_of_teacher, read_shape
 from edgelm_converters.distill.targets import keep_targets
-from edgelm_converters.distill.teacher import Kind, Teacher, kind_of, read_teacher, unread_teacher, without_activation
+from edgelm_converters.distill.teacher import Teacher, read_teacher, unread_teacher, without_activation
 from edgelm_converters.families import recognise
 from edgelm_converters.reference import make_reference
 from edgelm_converters.run_labels import label_names
@@ -33,37 +34,6 @@ __all__ = ["Distillation", "distil", "distil_spec"]
 Progress = Callable[[str, int, int], None]
 
 _POINTS = 200  # of a loss curve
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a distillation did.
-
-    Attributes:
-        data: The training data's name.
-        samples: Of them; of a language model, sequences.
-        steps: Of training.
-        seconds: Of training.
-        teacher_parameters: Weights of the teacher; None where it was not recognised.
-        student_parameters: Weights of the student.
-        before: Teacher and student on the validation data, before; None where there are none.
-        after: Likewise after.
-        losses: The loss curve: means of equal runs of steps, at most 200.
-        training: The settings.
-        notes: What a reader should know.
-    """
-
-    data: str
-    samples: int
-    steps: int
-    seconds: float
-    teacher_parameters: int | None
-    student_parameters: int
-    before: Measured | None
-    after: Measured | None
-    losses: tuple[float, ...]
-    training: Training
-    notes: tuple[str, ...] = ()
 
 
 def distil(

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm_converters.causal_parity import surprise
+from edgelm_converters.distill.kinds import Kind
 from edgelm_converters.distill.lessons import Batch, Lessons
-from edgelm_converters.distill.teacher import Kind, Teacher
+from edgelm_converters.distill.teacher import Teacher
 
 __all__ = ["Measured", "Metric", "measure"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgelm.errors import OutputError
 
 if TYPE_CHECKING:
-    from edgelm_converters.distill.distillation import Distillation
+    from edgelm_converters.distill.record import Distillation
 
 __all__ = ["check_output", "record_of", "save_student"]
 

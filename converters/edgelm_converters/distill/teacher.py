@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.errors import ModelError
+from edgelm_converters.distill.kinds import Kind
 from edgelm_converters.distill.lessons import Batch, inputs_of
 from edgelm_converters.reference import Reference
 from edgelm_converters.spec import TransformerSpec
 
-__all__ = ["Kind", "Teacher", "kind_of", "read_teacher", "unread_teacher", "without_activation"]
+__all__ = ["Teacher", "read_teacher", "unread_teacher", "without_activation"]
 
-Kind = Literal["classes", "binary", "vector"]
 Answers = dict[str, NDArray[np.float32]]
 
 
@@ -38,17 +37,6 @@ class Teacher:
     spec: TransformerSpec | None
     layers: tuple[int, ...]
     watch: Callable[[Batch], Answers]
-
-
-def kind_of(spec: TransformerSpec) -> Kind:
-    """Return what an answer is: scores of classes of which one holds, of classes that hold each on its own, or a vector."""
-    if spec.head.tokens is not None:
-        return "classes"
-    if spec.head.output == "sigmoid":
-        return "binary"
-    if spec.head.output in ("logits", "probabilities"):
-        return "binary" if spec.head.layers and spec.head.layers[-1].linear.kernel.shape[1] == 1 else "classes"
-    return "vector"
 
 
 def without_activation(spec: TransformerSpec) -> TransformerSpec:

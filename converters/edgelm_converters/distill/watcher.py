@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm_converters.distill import losses
+from edgelm_converters.distill.kinds import Kind
 from edgelm_converters.distill.settings import Training
-from edgelm_converters.distill.teacher import Kind
 from edgelm_converters.keras_model.forward import Taps
 from edgelm_converters.keras_model.layer import Transformer
 from edgelm_converters.keras_model.structure import flatten
